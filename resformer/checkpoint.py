@@ -1,0 +1,140 @@
+"""Load patched models: one explicit door, and one that makes transformers' own doors do the same."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from resformer.hosts import families
+from resformer.patching import VERSION, restore
+from resformer.saving import MODEL_TYPE, VARIANT
+from resformer.schemes import find_scheme
+from resformer.swap import swap, swap_back
+
+
+def from_pretrained(path: Any, auto: type, **kwargs: Any) -> PreTrainedModel:
+    """Load what a patched model's `save_pretrained` wrote, scheme and all, bit for bit.
+
+    Args:
+        path: a directory, or a hub id.
+        auto: `AutoModel`, `AutoModelForSequenceClassification` ..., or a concrete class.
+        kwargs: for the class's own `from_pretrained` (dtype, device_map ...).
+
+    Raises a ValueError if the checkpoint was not patched, comes from a newer resformer, names a scheme or an option
+    that is not known here, or lacks parameters of the scheme.
+    """
+    config = kwargs.pop("config", None) or read_config(path, **_hub_arguments(kwargs))
+    settings = getattr(config, "resformer", None)
+    if settings is None:
+        raise ValueError(
+            f"{str(path)!r} is not a patched checkpoint (its config has no 'resformer'); load it with "
+            f"{auto.__name__}.from_pretrained and call resformer.patch"
+        )
+    _check_settings(settings)
+    return _load(_concrete(auto, config), path, config, settings, kwargs)
+
+
+def install() -> None:
+    """Make `AutoModel*.from_pretrained` and `<Model>.from_pretrained` load patched checkpoints by themselves.
+
+    Process-wide, and without effect on any other checkpoint. Calling it again does nothing.
+    """
+    if getattr(PreTrainedModel.from_pretrained, "_resformer", False):
+        return
+    AutoConfig.register(MODEL_TYPE, ResformerConfig)
+    original = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(original)
+    def load(cls: type, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        known = config is not None and not hasattr(config, "resformer")
+        if path is None or known or getattr(cls, "_resformer_loading", False):
+            return original(cls, path, *args, config=config, **kwargs)
+        raw, _ = PretrainedConfig.get_config_dict(path, **_hub_arguments(kwargs))
+        if "resformer" in raw:
+            return from_pretrained(path, cls, config=config or _host_config(raw), **kwargs)
+        if config is not None:
+            raise ValueError(
+                f"the config given is of a patched model, and {str(path)!r} is not patched; load it with its own "
+                "config and call resformer.patch"
+            )
+        return original(cls, path, *args, **kwargs)
+
+    load._resformer = True  # type: ignore[attr-defined]
+    PreTrainedModel.from_pretrained = classmethod(load)  # type: ignore[assignment, method-assign]
+
+
+class ResformerConfig(PretrainedConfig):
+    """The type that a patched checkpoint has on disk; reading it gives the host's own configuration."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        return _host_config(config_dict, **kwargs)
+
+
+def read_config(path: Any, **hub: Any) -> PretrainedConfig:
+    """The host's configuration of a checkpoint, patched (with `.resformer`) or not."""
+    raw, _ = PretrainedConfig.get_config_dict(path, **hub)
+    return _host_config(raw) if "resformer" in raw else AutoConfig.from_pretrained(path, **hub)
+
+
+def _host_config(raw: dict[str, Any], **kwargs: Any) -> Any:
+    settings = raw.get("resformer")
+    if not isinstance(settings, dict) or "host" not in settings:
+        raise ValueError(f"the configuration of a patched checkpoint names its host in 'resformer', got {settings!r}")
+    raw = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map")}
+    return CONFIG_MAPPING[settings["host"]].from_dict(raw, **kwargs)
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    if settings.get("version") != VERSION:
+        raise ValueError(
+            f"this checkpoint has version {settings.get('version')!r} of the resformer configuration; this resformer "
+            f"reads version {VERSION}; install the version it was saved with"
+        )
+    find_scheme(settings["scheme"], settings["options"])
+
+
+def _concrete(auto: type, config: PretrainedConfig) -> type:
+    """The model class that an Auto class picks for a configuration; a concrete class stays."""
+    mapping = getattr(auto, "_model_mapping", None)
+    if mapping is None:
+        return auto
+    if type(config) not in mapping:
+        raise ValueError(
+            f"{auto.__name__} knows no model for a {type(config).__name__}; families: {', '.join(families())}"
+        )
+    return mapping[type(config)]
+
+
+def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _load(cls: type, path: Any, config: Any, settings: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    def build(self: Any, config: Any, *args: Any, **options: Any) -> None:
+        cls.__init__(self, config, *args, **options)  # type: ignore[misc]
+        restore(self, settings)
+        swap_back(self)  # the class in use is the loader's until all weights are there
+
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    loader: Any = type(cls.__name__, (cls,), {"__init__": build, "_resformer_loading": True} | names)
+    wants_info = kwargs.pop("output_loading_info", False)
+    arguments = {"variant": VARIANT} | kwargs
+    model, info = loader.from_pretrained(path, config=config, output_loading_info=True, **arguments)
+    model.__class__ = cls
+    swap(model, "model")
+    model.config.resformer = settings
+    lost = [key for key in info["missing_keys"] if ".resformer." in key]
+    stray = [key for key in info["unexpected_keys"] if ".resformer." in key]
+    if lost or stray:
+        raise ValueError(
+            f"the weights of {str(path)!r} do not fit scheme {settings['scheme']!r}: "
+            f"missing {lost[:3] or 'nothing'}, unexpected {stray[:3] or 'nothing'}; the checkpoint is damaged"
+        )
+    return (model, info) if wants_info else model

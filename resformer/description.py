@@ -1,0 +1,126 @@
+"""Say what a patched model computes: in a terminal, as text, or in a notebook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from textwrap import fill
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import nn
+from transformers import PreTrainedModel
+
+from resformer.host import Host, find_host
+from resformer.layer import Residual, find
+from resformer.patching import is_patched
+
+SUBSCRIPT = {"pre": "on the branch's input", "out": "on the branch's output", "post": "after the add"}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `describe` found: rows of (what, value); prints as text, with rich, and as HTML."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        wide = max(len(name) for name, _ in self.rows)
+        lines = (
+            fill(value, 80, initial_indent=f"  {name:<{wide}}  ", subsequent_indent=" " * (wide + 4))
+            for name, value in self.rows
+        )
+        return "\n".join([self.title, *lines])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(title=self.title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, value in self.rows:
+            table.add_row(f"[dim]{name}[/dim]", value)
+        yield table
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th align=left>{escape(n)}</th><td align=left>{escape(v)}</td></tr>" for n, v in self.rows)
+        return f"<table><caption align=top>{escape(self.title)}</caption>{rows}</table>"
+
+
+def describe(model: PreTrainedModel) -> Description:
+    """The equation in force on this host, its sites, norms, extra parameters and the measured preservation error.
+
+    Raises a ValueError for a model without a family; an unpatched model is described as the host it is.
+    """
+    host = find_host(model)
+    family = host.family
+    depth = len(host.layers)
+    title = f"{type(model).__name__}, family {family.name} ({family.kind}-LN), {depth} layers"
+    if not is_patched(model):
+        return Description(title, (("scheme", "none: the host's own residual connections"),))
+
+    patched = [(number, own) for number, layer in enumerate(host.layers) if (own := _residual(layer)) is not None]
+    (first, own), (last, _) = patched[0], patched[-1]
+    settings = model.config.resformer
+    options = ", ".join(f"{name}={value!r}" for name, value in settings["options"].items())
+    scheme = own.schemes[-1]
+    added = sum(p.numel() for _, own in patched for p in own.parameters())
+    total = sum(p.numel() for p in model.parameters())
+    frozen = sum(len(own.frozen) for _, own in patched)
+    rows = [
+        ("scheme", f"{settings['scheme']}({options}), init={settings['init']!r}, placement={settings['placement']!r}"),
+        ("equation", equation(own)),
+        ("reference", scheme.card()["reference"]),
+        ("layers", f"{first} to {last} of {depth}, sites: {', '.join(own.acts)}"),
+        *((f"norms of {site}", _norms(acts)) for site, acts in own.acts.items()),
+        ("final norm", _final_norm(host, patched[-1][1])),
+        ("parameters added", f"{added:,} of {total:,} ({added / total:.2%})"),
+    ]
+    if frozen:
+        rows.append(("not used", f"{frozen} parameters of the host's norms: kept, not trained"))
+    if scheme.edits():
+        gains = ", ".join(f"{role} × {gain:.4g}" for role, gain in scheme.edits().items())
+        rows.append(("weights edited", gains))
+    rows.append(("preservation", _preservation(own.difference, settings["init"])))
+    return Description(title, tuple(rows))
+
+
+def equation(own: Residual) -> str:
+    """The scheme's update with the norms of this host written into it, N for a norm."""
+    scheme = own.schemes[-1]
+    text = scheme.card()["equation"]
+    if scheme.norms is not None:
+        return text
+    acts = own.acts[own.scheme_names[0]]
+    branch = "F(N(x))" if "pre" in acts else "F(x)"
+    branch = f"N({branch})" if "out" in acts else branch
+    head, arrow, rule = text.partition(" ← ")
+    if not arrow or "F(" not in rule:
+        return text
+    rule, comma, where = rule.partition(", ")
+    rule = rule.replace("F(x)", branch).replace("F(read)", branch.replace("x", "read"))
+    return f"{head} ← N({rule}){comma}{where}" if "post" in acts else f"{head} ← {rule}{comma}{where}"
+
+
+def _residual(layer: nn.Module) -> Residual | None:
+    return getattr(layer, "resformer", None)
+
+
+def _norms(acts: dict[str, str]) -> str:
+    if not acts:
+        return "none"
+    return "; ".join(f"{SUBSCRIPT[slot]}: {path}" for slot, path in acts.items())
+
+
+def _final_norm(host: Host, own: Residual) -> str:
+    if hasattr(own, "final_norm"):
+        return "made for the scheme, in the last layer"
+    if not host.family.final_norm:
+        return "none"
+    norm = find(host.base, host.family.final_norm)
+    bypassed = getattr(type(norm), "_resformer_kind", None) == "norm"
+    return f"{host.family.final_norm}, passed over" if bypassed else f"{host.family.final_norm}, the host's own"
+
+
+def _preservation(difference: float | None, init: str) -> str:
+    if difference is None:
+        return "not measured: loaded from a checkpoint"
+    text = "bit-equal to the host" if difference == 0 else f"relative difference from the host {difference:.1e}"
+    return f"{text}, measured when patched" + ("" if init == "preserve" else " (init='paper' does not keep the host)")

@@ -1,0 +1,1 @@
+"""Measurements on any Hugging Face model, one per file."""

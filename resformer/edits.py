@@ -1,0 +1,55 @@
+"""What a scheme multiplies in its host: weights by role, and the eps of a norm; and how that is undone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from resformer.hosts.family import Site
+from resformer.layer import Edit, Residual, find
+
+
+def edits_of(layer: nn.Module, own: Residual, site: Site, role: str, gain: float) -> list[Edit]:
+    """The parameters behind a role of `Scheme.edits`."""
+    acts = own.acts[site.name]
+    if role == "sum":
+        return [Edit(f"{acts['post']}.eps", gain * gain)] if "post" in acts else []
+    if role == "branch":
+        path = acts.get("out") or (site.points.get("o") or site.points["down"]).path
+        return [Edit(f"{path}.{name}", gain) for name, _ in find(layer, path).named_parameters(recurse=False)]
+    if role in site.points:
+        return [Edit(f"{site.points[role].path}.weight", gain, site.points[role])]
+    return []
+
+
+def _view(layer: nn.Module, edit: Edit) -> Tensor:
+    """The slice of a weight that an edit is about."""
+    weight = find(layer, edit.path).data
+    if edit.part is None or edit.part.parts == 1:
+        return weight
+    axis = 1 if isinstance(find(layer, edit.part.path), Conv1D) else 0
+    return weight.chunk(edit.part.parts, dim=axis)[edit.part.part]
+
+
+def multiply(layer: nn.Module, edit: Edit) -> None:
+    if edit.path.endswith("eps"):
+        norm, _, name = edit.path.rpartition(".")
+        edit.original = find(layer, edit.path)
+        setattr(find(layer, norm), name, edit.original * edit.gain)
+        return
+    view = _view(layer, edit)
+    edit.original = view.clone()
+    view.mul_(edit.gain)
+
+
+def divide(layer: nn.Module, edit: Edit) -> None:
+    if edit.path.endswith("eps"):
+        norm, _, name = edit.path.rpartition(".")
+        setattr(find(layer, norm), name, edit.original)
+        return
+    view = _view(layer, edit)
+    if edit.original is not None and torch.equal(view, edit.original.to(view) * edit.gain):
+        view.copy_(edit.original)
+    else:  # trained since, or loaded from a checkpoint
+        view.div_(edit.gain)

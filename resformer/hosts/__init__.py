@@ -1,0 +1,9 @@
+"""Hosts: declarative specs of Hugging Face models. Importing this package registers them all."""
+
+from resformer.hosts import decoders as decoders
+from resformer.hosts import encoders as encoders
+from resformer.hosts.family import Family as Family
+from resformer.hosts.family import Projection as Projection
+from resformer.hosts.family import Site as Site
+from resformer.hosts.family import families as families
+from resformer.hosts.family import register_family as register_family

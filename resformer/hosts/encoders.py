@@ -1,0 +1,122 @@
+"""Encoder families."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from resformer.hosts.family import Family, Projection, Site, register_family
+
+
+def _attention(name: str, root: str, passes: dict[str, str], when: str = "") -> Site:
+    return Site(
+        name,
+        calls=(f"{root}.self", f"{root}.output.dense", f"{root}.output.dropout"),
+        norms={"post": f"{root}.output.LayerNorm"},
+        passes=passes,
+        extra=True,
+        when=when,
+        points={
+            "q": Projection(f"{root}.self.query"),
+            "k": Projection(f"{root}.self.key"),
+            "v": Projection(f"{root}.self.value"),
+            "o": Projection(f"{root}.output.dense"),
+        },
+    )
+
+
+BERT = Family(
+    name="bert",
+    layer="transformers.models.bert.modeling_bert.BertLayer",
+    layers="encoder.layer",
+    embed_norm="embeddings.LayerNorm",
+    config="BertConfig",
+    sites=(
+        _attention("attn", "attention", {"attention_mask": "attention_mask", "past_key_values": "past_key_values"}),
+        _attention(
+            "cross",
+            "crossattention",
+            {
+                "encoder_hidden_states": "encoder_hidden_states",
+                "attention_mask": "encoder_attention_mask",
+                "past_key_values": "past_key_values",
+            },
+            when="encoder_hidden_states",
+        ),
+        Site(
+            "ffn",
+            calls=("intermediate", "output.dense", "output.dropout"),
+            norms={"post": "output.LayerNorm"},
+            chunks="chunk_size_feed_forward",
+            points={"up": Projection("intermediate.dense"), "down": Projection("output.dense")},
+        ),
+    ),
+)
+ROBERTA = replace(
+    BERT, name="roberta", layer="transformers.models.roberta.modeling_roberta.RobertaLayer", config="RobertaConfig"
+)
+ELECTRA = replace(
+    BERT, name="electra", layer="transformers.models.electra.modeling_electra.ElectraLayer", config="ElectraConfig"
+)
+
+DISTILBERT = Family(
+    name="distilbert",
+    layer="transformers.models.distilbert.modeling_distilbert.TransformerBlock",
+    layers="transformer.layer",
+    embed_norm="embeddings.LayerNorm",
+    config="DistilBertConfig",
+    sites=(
+        Site(
+            "attn",
+            calls=("attention",),
+            norms={"post": "sa_layer_norm"},
+            passes={"attention_mask": "attention_mask"},
+            extra=True,
+            points={
+                "q": Projection("attention.q_lin"),
+                "k": Projection("attention.k_lin"),
+                "v": Projection("attention.v_lin"),
+                "o": Projection("attention.out_lin"),
+            },
+        ),
+        Site(
+            "ffn",
+            calls=("ffn",),
+            norms={"post": "output_layer_norm"},
+            points={"up": Projection("ffn.lin1"), "down": Projection("ffn.lin2")},
+        ),
+    ),
+)
+
+MODERNBERT = Family(
+    name="modernbert",
+    layer="transformers.models.modernbert.modeling_modernbert.ModernBertEncoderLayer",
+    layers="layers",
+    embed_norm="embeddings.norm",
+    final_norm="final_norm",
+    config="ModernBertConfig",
+    note="the first layer's attention has no pre-norm",
+    sites=(
+        Site(
+            "attn",
+            calls=("attn",),
+            norms={"pre": "attn_norm"},
+            passes={"attention_mask": "attention_mask", "position_embeddings": "position_embeddings"},
+            extra=True,
+            points={
+                "q": Projection("attn.Wqkv", 0, 3),
+                "k": Projection("attn.Wqkv", 1, 3),
+                "v": Projection("attn.Wqkv", 2, 3),
+                "o": Projection("attn.Wo"),
+            },
+        ),
+        Site(
+            "ffn",
+            calls=("mlp",),
+            norms={"pre": "mlp_norm"},
+            points={"up": Projection("mlp.Wi"), "down": Projection("mlp.Wo")},  # up: gate and value, fused
+        ),
+    ),
+)
+
+for _family in (BERT, ROBERTA, ELECTRA, DISTILBERT, MODERNBERT):
+    register_family(_family)

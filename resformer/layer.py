@@ -1,0 +1,220 @@
+"""The forward of a patched layer: one function for all families and schemes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
+
+from resformer.hosts.family import Family, Projection, Site, families
+from resformer.schemes.base import Scheme, Stream
+from resformer.swap import swap_kind
+
+logger = logging.get_logger(__name__)
+
+
+class Residual(nn.Module):
+    """What patching hangs on a layer as `layer.resformer`: the scheme of each site, and the norms made for it.
+
+    A plain module, so that its parameters are keyed `<layer>.resformer.<site>.<parameter>` and PEFT can save it.
+    """
+
+    def __init__(self, schemes: dict[str, Scheme], norms: dict[str, nn.Module], acts: dict[str, dict[str, str]]):
+        super().__init__()
+        for name, module in (schemes | norms).items():
+            self.add_module(name, module)
+        self.scheme_names = tuple(schemes)  # sites in order; with scope "block" the block's scheme stands last
+        self.steps_block = "block" in schemes
+        self.acts = acts  # site -> slot -> path of the norm that acts there, from the layer
+        self.opens = self.closes = False
+        self.frozen: list[str] = []  # parameters, by path from the layer, that no norm in use needs
+        self.bypassed: list[str] = []  # parameters of the host's final norm, where the scheme wants none
+        self.edited: list[Edit] = []
+        self.host_use_cache: bool | None = None  # what a scheme that cannot have a KV cache switched off
+        self.difference: float | None = None  # from the host's output, relative, measured when patched
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        return [getattr(self, name) for name in self.scheme_names]
+
+    def forward(self) -> None:
+        raise RuntimeError("`resformer` holds what its layer needs; call the layer")
+
+
+class Edit:
+    """One change to the host's weights: what was multiplied by what, and what stood there before."""
+
+    def __init__(self, path: str, gain: float, part: Projection | None = None, original: Any = None):
+        self.path, self.gain, self.part, self.original = path, gain, part, original
+
+
+def find(module: nn.Module, path: str) -> Any:
+    """The attribute at a dotted path; an `AttributeError` names the path and the step that is missing."""
+    at: Any = module
+    for name in path.split("."):
+        try:
+            at = getattr(at, name)
+        except AttributeError:
+            raise AttributeError(f"{path!r} was not found in {type(module).__name__}: no {name!r}") from None
+    return at
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+def before_projection(scheme: Scheme, point: str, module: nn.Module, args: tuple) -> tuple:
+    """Forward pre-hook: the scheme's say on the input of "o" or "down"."""
+    return scheme.inside(point, args[0]), *args[1:]
+
+
+def after_projection(scheme: Scheme, point: str, part: int, parts: int, module: nn.Module, args: tuple, y: Tensor):
+    """Forward hook: the scheme's say on the output of "q", "k", "v" or "up", a slice of it where they are fused."""
+    slices = list(y.chunk(parts, dim=-1))
+    slices[part] = scheme.inside(point, slices[part])
+    return torch.cat(slices, dim=-1) if parts > 1 else slices[0]
+
+
+def run_branch(layer: nn.Module, site: Site, given: dict[str, Any], x: Tensor) -> Tensor:
+    """The sublayer of a site: its modules one after the other, the first with the layer's arguments."""
+    size = getattr(layer, site.chunks) if site.chunks else 0
+    if size:
+        return torch.cat([_chain(layer, site, given, part) for part in x.split(size, dim=1)], dim=1)
+    return _chain(layer, site, given, x)
+
+
+def _chain(layer: nn.Module, site: Site, given: dict[str, Any], x: Any) -> Tensor:
+    for i, path in enumerate(site.calls):
+        x = find(layer, path)(x, **(given if i == 0 else {}))
+        if isinstance(x, tuple):
+            x = x[0]
+    return x
+
+
+def run_site(layer: Any, site: Site, scheme: Scheme, s: Any, call: dict[str, Any], named: tuple[str, ...]):
+    """One residual connection: the branch with the norms that act on it, inside the scheme's step."""
+    given = {parameter: call[name] for parameter, name in site.passes.items() if name in call}
+    if site.extra:
+        given |= {name: value for name, value in call.items() if name not in named}
+    acts = layer.resformer.acts[site.name]
+    norm = {slot: find(layer, path) for slot, path in acts.items()}
+
+    def branch(x: Tensor) -> Tensor:
+        x = norm.get("pre", identity)(x)
+        if "in" in scheme.points:
+            x = scheme.inside("in", x)
+        return norm.get("out", identity)(run_branch(layer, site, given, x))
+
+    return scheme.step(s, branch, norm.get("post", identity))
+
+
+def run_layer(layer: Any, family: Family, named: tuple[str, ...], h: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """(B T D) or (h, *stream) -> the same; the stream opens at the first patched layer and closes at the last."""
+    own: Residual = layer.resformer
+    call = dict(zip(named, args, strict=False)) | kwargs
+    schemes = own.schemes
+    s: Stream = h
+    if isinstance(h, tuple):
+        s = h[1:]
+    elif own.opens:
+        if hasattr(own, "embed_norm"):
+            h = find(own, "embed_norm")(h)
+        s = schemes[0].start(h) if not own.steps_block else schemes[-1].start(h)
+
+    sites = []
+    for site in family.sites:
+        if site.when and call.get(site.when) is None:
+            continue
+        if site.name not in own.acts:
+            if getattr(layer, "is_decoder", True):  # an encoder ignores states that it cannot attend to
+                raise ValueError(f"`{site.when}` was given, but {type(layer).__name__} has no {site.name!r} sublayer")
+            continue
+        sites.append(site)
+
+    if any(scheme.repeats for scheme in schemes) and call.get("past_key_values") is not None:
+        raise ValueError(
+            f"scheme {schemes[-1].name!r} calls each sublayer more than once, which a KV cache cannot follow; "
+            "pass use_cache=False"
+        )
+    if own.steps_block:
+
+        def field(x: Tensor) -> Tensor:
+            y: Any = x
+            for site in sites:
+                y = run_site(layer, site, getattr(own, site.name), y, call, named)
+            return y - x
+
+        s = schemes[-1].step(s, field, identity)
+    else:
+        for site in sites:
+            s = run_site(layer, site, getattr(own, site.name), s, call, named)
+
+    if own.closes:
+        return schemes[-1].finish(s, getattr(own, "final_norm", identity))
+    # the readable state goes first, where transformers looks for hidden states
+    return (schemes[-1].finish(s, identity), *s) if isinstance(s, tuple) else s
+
+
+@swap_kind("layer")
+def _layer_body(cls: Any) -> dict[str, Any]:
+    family = family_of(cls)
+    assert family is not None
+    signature = inspect.signature(inspect.unwrap(cls.forward))
+    named = tuple(p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD)[2:]
+
+    @functools.wraps(inspect.unwrap(cls.forward))
+    def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (getattr(self, "gradient_checkpointing", False) and self.training):
+            return run_layer(self, family, named, hidden_states, args, kwargs)
+        # Reentrant checkpointing sees only tensors that are arguments themselves; those inside a tuple get silently
+        # wrong gradients. So the stream goes through flat.
+        kwargs = _without_cache(self, kwargs)
+        flat = hidden_states if isinstance(hidden_states, tuple) else (hidden_states,)
+
+        def run(*inputs: Any) -> Any:
+            h = inputs[: len(flat)] if isinstance(hidden_states, tuple) else inputs[0]
+            return run_layer(self, family, named, h, inputs[len(flat) :], kwargs)
+
+        return self._gradient_checkpointing_func(run, *flat, *args)
+
+    def no_second_wrapper(sub: type, **kwargs: Any) -> None:
+        # FSDP2 subclasses the layer's class; transformers would wrap the forward again and checkpoint twice
+        super(GradientCheckpointingLayer, sub).__init_subclass__(**kwargs)  # type: ignore[misc]
+
+    body: dict[str, Any] = {"forward": forward}
+    if issubclass(cls, GradientCheckpointingLayer):
+        body["__init_subclass__"] = classmethod(no_second_wrapper)
+    return body
+
+
+def _without_cache(layer: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """As transformers' own checkpointing layer: a layer run twice must not write its cache twice."""
+    keys = {"use_cache"} if layer._can_checkpoint_with_cache else {"use_cache", "past_key_values", "layer_past"}
+    off = {key: False if key == "use_cache" else None for key in keys if kwargs.get(key)}
+    if off:
+        changes = ", ".join(f"`{key}={value}`" for key, value in sorted(off.items()))
+        logger.warning_once(
+            f"Caching is incompatible with gradient checkpointing in {type(layer).__name__}. Setting {changes}."
+        )
+    return kwargs | off
+
+
+@swap_kind("norm")
+def _bypassed_norm(cls: type) -> dict[str, Any]:
+    """A norm of the host that no scheme wants: it keeps its keys and passes its input on."""
+
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+    return {"forward": forward}
+
+
+def family_of(cls: type) -> Family | None:
+    """The family whose layer this very class is; a subclass may change the forward and is none."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    return next((family for family in families().values() if family.layer == name), None)

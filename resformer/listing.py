@@ -1,0 +1,74 @@
+"""The registries as tables: for the command line and the README."""
+
+from __future__ import annotations
+
+import re
+
+from rich.table import Table
+
+from resformer.data.tasks import TASKS
+from resformer.errors import unknown
+from resformer.hosts import families
+from resformer.schemes import schemes
+
+HOST_KINDS = {"post": "post-LN", "pre": "pre-LN"}
+
+
+def schemes_table() -> Table:
+    """Every scheme with one line and its reference; `scheme_card` has the rest."""
+    table = _table("scheme", "")
+    for name, cls in schemes().items():
+        card = cls.card()
+        table.add_row(f"[bold]{name}[/bold]", card["summary"])
+        table.add_row("", f"[dim]{', '.join(re.findall(r'arXiv:[0-9.]+[0-9]', card['reference']))}[/dim]")
+    return table
+
+
+def scheme_card(name: str) -> Table:
+    """All that the docstring of one scheme says."""
+    if name not in schemes():
+        raise unknown("scheme", name, schemes())
+    cls = schemes()[name]
+    table = _table("", "")
+    for key, text in cls.card().items():
+        table.add_row(key, text)
+    table.add_row("preserves", _preserves(cls.preserves))
+    table.add_row("placement", f"{cls.placement} with init='paper'" if cls.norms is None else "fixed by the scheme")
+    return table
+
+
+def schemes_markdown() -> str:
+    """The README's table."""
+    rows = ["| scheme | update | preserves | reference |", "|---|---|---|---|"]
+    for name, cls in schemes().items():
+        card = cls.card()
+        rows.append(f"| `{name}` | {card['equation']} | {_preserves(cls.preserves)} | {card['reference']} |")
+    return "\n".join(rows)
+
+
+def hosts_table() -> Table:
+    """Every family with its kind, sites and inside points."""
+    table = _table("family", "kind", "stack", "sites", "layer class")
+    for name, family in families().items():
+        sites = ", ".join(site.name for site in family.sites)
+        table.add_row(name, HOST_KINDS[family.kind], family.stack, sites, family.layer.rpartition(".")[2])
+    return table
+
+
+def tasks_table() -> Table:
+    """Every task with its columns and metrics; those built in need no data."""
+    table = _table("task", "", "what", "metrics")
+    for name, task in TASKS.items():
+        table.add_row(name, "built in" if task.builtin else "GLUE", task.summary, ", ".join(task.metrics))
+    return table
+
+
+def _preserves(kinds: tuple[str, ...]) -> str:
+    return " and ".join(HOST_KINDS[kind] for kind in kinds) + " hosts" if kinds else "no host"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=any(columns))
+    for column in columns:
+        table.add_column(column, header_style="dim", overflow="fold")
+    return table

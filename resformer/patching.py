@@ -1,0 +1,369 @@
+"""Patch a Hugging Face model in place: the one place where schemes and families meet."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from resformer import saving  # noqa: F401  (registers how a patched model saves itself)
+from resformer.edits import divide, edits_of, multiply
+from resformer.errors import unknown
+from resformer.host import Host, check_identity, difference, find_host, probe
+from resformer.hosts.family import Family, Projection, Site
+from resformer.layer import Residual, after_projection, before_projection, find
+from resformer.schemes import Place, Scheme, find_scheme
+from resformer.schemes.base import INITS, PLACEMENTS, SLOTS
+from resformer.swap import host_class, swap, swap_back
+
+VERSION = 1  # of config.resformer
+
+
+def patch(
+    model: PreTrainedModel,
+    scheme: str,
+    *,
+    init: str = "preserve",
+    placement: str | None = None,
+    layers: range | slice | list[int] | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Change the residual connection around every sublayer of a model, in place, keeping its weights.
+
+    Args:
+        model: a transformers model of a known family (`resformer hosts`), with any head.
+        scheme: a name of `resformer.schemes()`.
+        init: "preserve", the patched model computes what the host computed; or "paper", the scheme's own start,
+            for training from scratch.
+        placement: where the host's norms act: "native", "pre", "post", "sandwich" or "none". By default native with
+            init="preserve", and with init="paper" where the scheme's paper has them. Schemes that are about
+            placement (post_ln, pre_ln, deepnorm ...) fix it themselves.
+        layers: a contiguous range of layers; by default all.
+        options: the scheme's own, see its docstring.
+
+    Returns the same model. Raises a ValueError, and leaves the model as it was, if the scheme, an option or the
+    model's class is unknown, if it is patched already, or if the scheme cannot preserve this host.
+    """
+    host = find_host(model)
+    if is_patched(model):
+        raise ValueError(
+            f"this {type(model).__name__} is patched already, with {model.config.resformer['scheme']!r}; "
+            "call resformer.unpatch(model) first"
+        )
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("this model has no weights yet (device 'meta'); load it before patching it")
+    chosen = _range(layers, len(host.layers))
+    plan = make_plan(host, scheme, init, placement, chosen, options)
+    settings = {
+        "version": VERSION,
+        "host": model.config.model_type,
+        "scheme": scheme,
+        "init": init,
+        "placement": plan.placement,
+        "layers": None if layers is None else [chosen.start, chosen.stop],
+        "options": options,
+    }
+    expected = probe(host)
+    try:
+        attach(host, make_plan(host, "identity", "preserve", None, chosen, {}))
+        check_identity(host, expected)
+        detach(host)
+        attach(host, plan)
+        change = difference(probe(host), expected)
+    except BaseException:
+        detach(host)
+        raise
+    find(host.layers[chosen.start], "resformer").difference = change
+    _mark_model(model, settings)
+    return model
+
+
+def unpatch(model: PreTrainedModel) -> PreTrainedModel:
+    """Give the model its own residual connections back, in place; the scheme's parameters are dropped.
+
+    Exact where the host's weights were not trained in between: what `init` had multiplied is put back from the
+    originals; weights that were trained since are divided by the gain.
+    """
+    if not is_patched(model):
+        raise ValueError(f"this {type(model).__name__} is not patched; resformer.patch(model, scheme) patches it")
+    detach(find_host(model))
+    _unmark_model(model)
+    return model
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether any layer of the model carries a scheme."""
+    return any(isinstance(module, Residual) for module in model.modules())
+
+
+def restore(model: PreTrainedModel, settings: dict[str, Any]) -> None:
+    """Patch a model whose weights are still to come: nothing is drawn, edited or probed. For loading."""
+    host = find_host(model)
+    layers = settings["layers"]
+    chosen = range(len(host.layers)) if layers is None else range(*layers)
+    plan = make_plan(
+        host, settings["scheme"], settings["init"], settings["placement"], chosen, settings["options"], check=False
+    )
+    attach(host, plan, edit_weights=False)
+    _mark_model(model, settings)
+
+
+def _range(layers: range | slice | list[int] | None, depth: int) -> range:
+    if layers is None:
+        return range(depth)
+    numbers = list(range(depth)[layers]) if isinstance(layers, slice) else list(layers)
+    contiguous = bool(numbers) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    if not contiguous or numbers[0] < 0 or numbers[-1] >= depth:
+        raise ValueError(f"layers must be a contiguous range within 0 to {depth - 1}, got {layers!r}")
+    return range(numbers[0], numbers[-1] + 1)
+
+
+# ---------------------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to hang on each layer, made without touching the model."""
+
+    placement: str
+    residuals: dict[int, Residual]  # by layer
+    bypass_final_norm: bool
+
+
+def make_plan(
+    host: Host,
+    name: str,
+    init: str,
+    placement: str | None,
+    chosen: range,
+    options: dict[str, Any],
+    *,
+    check: bool = True,
+) -> Plan:
+    """The schemes, norms and flags of every layer, or a ValueError; the model stays as it is."""
+    cls = find_scheme(name, options)
+    if init not in INITS:
+        raise unknown("init", init, INITS)
+    if placement is not None and placement not in PLACEMENTS:
+        raise unknown("placement", placement, PLACEMENTS)
+    if cls.norms is not None:
+        if placement not in (None, "native"):
+            raise ValueError(f"scheme {name!r} fixes where the norms act; got placement={placement!r}, leave it out")
+        placement = "native"
+    elif placement is None:
+        placement = cls.placement if init == "paper" else "native"
+    if cls.scope == "block" and placement != "native":
+        raise ValueError(f"scheme {name!r} steps over whole layers; got placement={placement!r}, allowed is 'native'")
+
+    by_layer = [_places(host, chosen, number) for number in chosen]
+    kept = {slot for pairs in by_layer for place, site in pairs for slot in _wanted(cls, placement, place, host, site)}
+    residuals = {}
+    for number, pairs in zip(chosen, by_layer, strict=True):
+        layer = host.layers[number]
+        if cls.scope == "block":
+            schemes = {site.name: find_scheme("identity", {})(place) for place, site in pairs}
+            schemes["block"] = cls(replace(pairs[0][0], name="block", last=True), init=init, **options)
+        else:
+            schemes = {site.name: cls(place, init=init, **options) for place, site in pairs}
+        if check and init == "preserve":
+            _check_preserves(host.family, next(reversed(schemes.values())), placement)
+        norms: dict[str, nn.Module] = {}
+        acts: dict[str, dict[str, str]] = {}
+        frozen: list[str] = []
+        for place, site in pairs:
+            wanted = _wanted(cls, placement, place, host, site) - {"embed", "final"}
+            acts[site.name], unused = _arrange(host, layer, site, wanted, norms)
+            frozen += [f"{path}.{key}" for path in unused for key, _ in find(layer, path).named_parameters()]
+        opens, closes = number == chosen[0], number == chosen[-1]
+        if opens and "embed" in kept and not host.family.embed_norm:
+            norms["embed_norm"] = _new_norm(host, layer)
+        # a pre-LN host has its final norm, or goes on with layers that have norms of their own
+        if closes and "final" in kept and host.family.kind == "post":
+            norms["final_norm"] = _new_norm(host, layer)
+        own = Residual(schemes, norms, acts)
+        own.opens, own.closes, own.frozen = opens, closes, frozen
+        parameter = next(layer.parameters())
+        residuals[number] = own.to(parameter.device, parameter.dtype).train(layer.training)
+    ends = chosen[-1] == len(host.layers) - 1
+    return Plan(placement, residuals, bypass_final_norm=bool(ends and host.family.final_norm and "final" not in kept))
+
+
+def _places(host: Host, chosen: range, number: int) -> list[tuple[Place, Site]]:
+    """The sites of one layer, each with what a scheme may know of it."""
+    layer, config = host.layers[number], host.model.config
+    sites = host.sites(layer)
+    first, total = (number - chosen.start) * len(sites), len(chosen) * len(sites)
+    decodes = host.family.stack == "decoder" or getattr(config, "is_decoder", False)
+    places = [
+        Place(
+            name=site.name,
+            index=first + i,
+            sites=total,
+            layer=number - chosen.start,
+            layers=len(chosen),
+            width=config.hidden_size,
+            stack="decoder" if decodes else "encoder",
+            first=i == 0,
+            last=i == len(sites) - 1,
+            opens=first + i == 0,
+            closes=first + i == total - 1,
+            widths={point: _width(layer, point, projection) for point, projection in site.points.items()},
+            heads=config.num_attention_heads,
+        )
+        for i, site in enumerate(sites)
+    ]
+    return list(zip(places, sites, strict=True))
+
+
+def _width(layer: nn.Module, point: str, projection: Projection) -> int:
+    """The width where a scheme acts inside: the input of "o" and "down", else the output."""
+    module = find(layer, projection.path)
+    outputs, inputs = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
+    return inputs if point in ("o", "down") else outputs // projection.parts
+
+
+def _wanted(cls: type[Scheme], placement: str, place: Place, host: Host, site: Site) -> set[str]:
+    if cls.norms is not None:
+        return cls.norms(place)
+    if placement == "native":
+        return set(site.norms) | ({"final"} if host.family.kind == "pre" else set())
+    return SLOTS[placement]
+
+
+def _arrange(
+    host: Host, layer: nn.Module, site: Site, wanted: set[str], norms: dict[str, nn.Module]
+) -> tuple[dict[str, str], list[str]]:
+    """Slot -> path of the norm that acts there: the host's own, moved ones, new ones; and the paths left unused."""
+    free = [
+        path
+        for slot, path in site.norms.items()
+        if slot not in wanted and not isinstance(find(layer, path), nn.Identity)  # ModernBERT's first layer
+    ]
+    acts = {slot: path for slot, path in site.norms.items() if slot in wanted}
+    for slot in sorted(wanted - set(acts)):
+        if free:
+            acts[slot] = free.pop(0)
+        else:
+            key = f"{site.name}_{slot}_norm"
+            norms[key] = _new_norm(host, layer)
+            acts[slot] = f"resformer.{key}"
+    return acts, free
+
+
+def _new_norm(host: Host, layer: nn.Module) -> nn.Module:
+    """A fresh norm of the host's own class and settings."""
+    paths = [path for site in host.sites(layer) for path in site.norms.values()]
+    candidates = [find(layer, path) for path in paths]
+    sample = next(norm for norm in candidates if not isinstance(norm, nn.Identity))
+    if isinstance(sample, nn.LayerNorm):
+        return nn.LayerNorm(sample.normalized_shape, eps=sample.eps, bias=sample.bias is not None)
+    norm = type(sample)(host.model.config.hidden_size)
+    host.model._init_weights(norm)
+    return norm
+
+
+def _check_preserves(family: Family, scheme: Scheme, placement: str) -> None:
+    kind = f"{family.kind}-LN"
+    if not scheme.can_preserve(family.kind):
+        reason = f"on a {kind} host ({family.name})" if scheme.preserves else "on any host"
+        raise ValueError(
+            f"scheme {scheme.name!r} cannot keep what the model computes {reason}; pass init='paper' to patch it all "
+            "the same (the function changes, so train from scratch or expect to re-train), or take a scheme that "
+            f"preserves {kind} hosts (`resformer schemes`)"
+        )
+    if placement not in ("native", family.kind):
+        raise ValueError(
+            f"init='preserve' keeps what the model computes, and placement={placement!r} moves the norms of this "
+            f"{kind} host; leave placement out, or pass init='paper'"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- attach, detach
+
+
+def attach(host: Host, plan: Plan, *, edit_weights: bool = True) -> None:
+    """Carry the plan out."""
+    for number, own in plan.residuals.items():
+        layer: Any = host.layers[number]
+        layer.resformer = own
+        own.frozen = [path for path in own.frozen if find(layer, path).requires_grad]
+        for path in own.frozen:
+            find(layer, path).requires_grad_(False)
+        for site in host.sites(layer):
+            scheme = getattr(own, site.name)
+            for point in scheme.points:
+                if point in site.points:
+                    _hook(layer, scheme, point, site.points[point])
+            for role, gain in scheme.edits().items():
+                for edit in edits_of(layer, own, site, role, gain):
+                    if edit_weights or role == "sum":  # a norm's eps is no weight: no checkpoint brings it
+                        multiply(layer, edit)
+                    own.edited.append(edit)
+        swap(layer, "layer")
+    if plan.bypass_final_norm:
+        norm, own = find(host.base, host.family.final_norm), plan.residuals[max(plan.residuals)]
+        own.bypassed = [name for name, parameter in norm.named_parameters() if parameter.requires_grad]
+        norm.requires_grad_(False)
+        swap(norm, "norm")
+    if any(scheme.repeats for own in plan.residuals.values() for scheme in own.schemes):
+        plan.residuals[min(plan.residuals)].host_use_cache = getattr(host.model.config, "use_cache", None)
+        host.model.config.use_cache = False
+
+
+def detach(host: Host) -> None:
+    """Undo `attach`, also one that stopped half-way."""
+    for layer in host.layers:
+        own = getattr(layer, "resformer", None)
+        if own is None:
+            continue
+        for edit in reversed(own.edited):
+            divide(layer, edit)
+        for path in own.frozen:
+            find(layer, path).requires_grad_(True)
+        for name in own.bypassed:
+            find(host.base, f"{host.family.final_norm}.{name}").requires_grad_(True)
+        for module in layer.modules():
+            _unhook(module)
+        if own.host_use_cache is not None:
+            host.model.config.use_cache = own.host_use_cache
+        if host_class(layer) is not type(layer):
+            swap_back(layer)
+        del layer.resformer
+    if host.family.final_norm:
+        swap_back(find(host.base, host.family.final_norm))
+
+
+def _hook(layer: nn.Module, scheme: Scheme, point: str, projection: Projection) -> None:
+    module = find(layer, projection.path)
+    if point in ("o", "down"):
+        module.register_forward_pre_hook(functools.partial(before_projection, scheme, point))
+    else:
+        bound = functools.partial(after_projection, scheme, point, projection.part, projection.parts)
+        module.register_forward_hook(bound)
+
+
+def _unhook(module: nn.Module) -> None:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "func", None) in (before_projection, after_projection):
+                del hooks[key]
+
+
+def _mark_model(model: PreTrainedModel, settings: dict[str, Any]) -> None:
+    model.config.resformer = settings
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.resformer = settings
+            swap(module, "model")
+
+
+def _unmark_model(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            swap_back(module)
+            if hasattr(module.config, "resformer"):
+                del module.config.resformer

@@ -1,0 +1,134 @@
+"""Schemes that add, each side with a factor: constants, a scalar, a vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from resformer.schemes.base import Norm, Place, Scheme, number, register
+
+
+@register("scaled")
+class Scaled(Scheme):
+    """Constant factors on the shortcut and on the branch.
+
+    x ← λ x + τ F(x)
+
+    Parameters  none; λ and τ are constants
+    Init        paper: as the options say; preserve: the branch's last projection is scaled by λ / τ, and the eps
+                of the norm after the add by λ², so that a post-LN host is kept (a pre-LN host: only for λ = 1)
+    Options     shortcut=1.0 (λ), branch=1.0 (τ, not 0)
+    Reference   constant shortcuts: He et al. 2016, arXiv:1603.05027; small τ: Szegedy et al. 2016, arXiv:1602.07261
+    """
+
+    preserves = ("post",)
+
+    def __init__(self, place: Place, *, init: str = "preserve", shortcut: float = 1.0, branch: float = 1.0):
+        super().__init__(place, init=init)
+        self.shortcut, self.branch = number("shortcut", shortcut), number("branch", branch)
+        if init == "preserve" and not (self.branch > 0 and self.shortcut > 0):
+            raise ValueError(
+                f"scheme 'scaled' keeps a host only for shortcut > 0 and branch > 0, got {shortcut!r} and {branch!r}; "
+                "use init='paper' to have these factors without keeping the host's function"
+            )
+
+    def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
+        return norm(self.shortcut * s + self.branch * y)
+
+    def edits(self) -> dict[str, float]:
+        if self.init == "paper":
+            return {}
+        return {"branch": self.shortcut / self.branch, "sum": self.shortcut}
+
+    def can_preserve(self, kind: str) -> bool:
+        return kind == "post" or self.shortcut == 1
+
+
+@register("rezero")
+class ReZero(Scheme):
+    """A learned scalar on each branch, closed at the start.
+
+    x ← x + a F(x)
+
+    Parameters  a: () one scalar a site
+    Init        paper: a = 0, no norm, the network is the identity; preserve: a = 1, the host unchanged
+    Options     none
+    Reference   Bachlechner et al. 2020, arXiv:2003.04887
+    Differs     the authors' code shares one a between attention and feed-forward of a layer; the paper has one
+                for each residual connection, as here
+    """
+
+    preserves = ("post", "pre")
+    placement = "none"
+
+    def __init__(self, place: Place, *, init: str = "preserve"):
+        super().__init__(place, init=init)
+        self.a = nn.Parameter(torch.tensor(0.0 if init == "paper" else 1.0))
+
+    def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
+        return norm(s + self.a * y)
+
+
+@register("layer_scale")
+class LayerScale(Scheme):
+    """A learned factor for each channel of the branch, small at the start.
+
+    x ← x + a ⊙ F(x)
+
+    Parameters  a: (D) one vector a site
+    Init        paper: a = 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 above, pre-LN; preserve: a = 1
+    Options     none
+    Reference   Touvron et al. 2021 (CaiT), arXiv:2103.17239
+    """
+
+    preserves = ("post", "pre")
+    placement = "pre"
+
+    def __init__(self, place: Place, *, init: str = "preserve"):
+        super().__init__(place, init=init)
+        small = 0.1 if place.layers <= 18 else 1e-5 if place.layers <= 24 else 1e-6
+        self.a = nn.Parameter(torch.full((place.width,), small if init == "paper" else 1.0))
+
+    def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
+        return norm(s + self.a * y)
+
+
+@register("deepnorm")
+class DeepNorm(Scheme):
+    """Post-LN with an up-scaled shortcut and down-scaled initial weights, for a thousand layers.
+
+    x ← N(α x + F(x))
+
+    Parameters  none; with L layers in the only stack α = (2 L)^¼, β = (8 L)^-¼; with an encoder of N layers and a
+                decoder of M: encoder α = 0.81 (N⁴ M)^1/16, β = 0.87 (N⁴ M)^-1/16, decoder α = (3 M)^¼, β = (12 M)^-¼
+    Init        paper: weights of v, o, up and down times β, q and k as they are; preserve: the branch's last
+                projection times α and the norm's eps times α², which keeps a post-LN host exactly
+    Options     none
+    Reference   Wang et al. 2022, arXiv:2203.00555
+    Differs     β multiplies the weights that the host drew, whatever their distribution; the paper draws them
+                Xavier-normal with gain β, which is the same for hosts drawn so (`weight_init="xavier"`)
+    """
+
+    preserves = ("post",)
+
+    def __init__(self, place: Place, *, init: str = "preserve"):
+        super().__init__(place, init=init)
+        own, other = place.layers, place.other_layers
+        if not other:
+            self.alpha, self.beta = (2 * own) ** 0.25, (8 * own) ** -0.25
+        elif place.stack == "encoder":
+            self.alpha, self.beta = 0.81 * (own**4 * other) ** (1 / 16), 0.87 * (own**4 * other) ** (-1 / 16)
+        else:
+            self.alpha, self.beta = (3 * own) ** 0.25, (12 * own) ** -0.25
+
+    @staticmethod
+    def norms(place: Place) -> set[str]:
+        return {"post"}
+
+    def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
+        return norm(self.alpha * s + y)
+
+    def edits(self) -> dict[str, float]:
+        if self.init == "paper":
+            return dict.fromkeys(("v", "o", "up", "down"), self.beta)
+        return {"branch": self.alpha, "sum": self.alpha}

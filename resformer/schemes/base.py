@@ -1,0 +1,202 @@
+"""What a residual scheme is: pure maths about a stream, with its state explicit.
+
+Letters, in docstrings and einsum strings alike:
+B batch, T tokens, D width, S streams, N sites (N = 2 L in an encoder), L layers;
+x the stream, F the branch (attention or feed-forward with its norm on the input), N(.) a norm after the add.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from resformer.errors import unknown
+
+Stream = Tensor | tuple[Tensor, ...]
+Norm = Callable[[Tensor], Tensor]
+Branch = Callable[[Tensor], Tensor]
+
+INITS = ("preserve", "paper")
+SLOTS: dict[str, set[str]] = {  # where norms act, for each placement that moves them
+    "pre": {"pre", "final"},
+    "post": {"post"},
+    "sandwich": {"pre", "out", "final"},
+    "none": set(),
+}
+PLACEMENTS = ("native", *SLOTS)
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that a scheme knows of its host: where its site stands, and the widths there."""
+
+    name: str  # "attn" | "cross" | "ffn" | "both" (parallel hosts) | "block"
+    index: int  # number of the site in this stack, from 0
+    sites: int  # how many sites the stack has
+    layer: int  # number of the layer in this stack, from 0
+    layers: int
+    width: int  # D
+    stack: str = "encoder"  # or "decoder"
+    other_layers: int = 0  # the depth of the other stack of an encoder-decoder, else 0
+    first: bool = True  # among the sites of this layer
+    last: bool = True
+    opens: bool = True  # first site of the stack
+    closes: bool = True  # last site of the stack
+    widths: dict[str, int] = field(default_factory=dict)  # width at each inside point of this site
+    heads: int = 1
+
+
+class Scheme(nn.Module):
+    """One residual connection. A subclass says how the stream is read, written, opened and closed.
+
+    The four verbs take and return the stream and keep nothing between calls, so that checkpointing,
+    compilation and generation need no special case. The default is the plain residual of the host:
+
+    x ← N(x + F(x))
+
+    `branch` is out-norm · sublayer · inside("in") · pre-norm; which norms there are is the host's matter
+    or the scheme's (`norms`), never built by the scheme itself.
+    """
+
+    name: ClassVar[str] = ""  # given by `register`
+    scope: ClassVar[str] = "site"  # or "block": step sees f(x) = layer(x) - x
+    points: ClassVar[tuple[str, ...]] = ()  # inside points used: in q k v o up down
+    preserves: ClassVar[tuple[str, ...]] = ()  # kinds of host kept exactly by init="preserve": "post", "pre"
+    placement: ClassVar[str] = "native"  # where the paper has the host's norm; taken with init="paper"
+    repeats: ClassVar[bool] = False  # calls the branch more than once: no KV cache
+    norms: ClassVar[Any] = None  # None: the host's own; or place -> subset of {"embed", "pre", "out", "post", "final"}
+
+    def __init__(self, place: Place, *, init: str = "preserve"):
+        super().__init__()
+        self.place, self.init = place, init
+
+    def start(self, h: Tensor) -> Stream:
+        """(B T D) -> stream, at the first site of the stack."""
+        return h
+
+    def read(self, s: Any) -> Tensor:
+        """What the branch sees, (B T D)."""
+        return s
+
+    def write(self, s: Any, y: Tensor, norm: Norm) -> Stream:
+        """The stream after a branch gave y; `norm` is the norm after the add, else the identity."""
+        return norm(s + y)
+
+    def finish(self, s: Any, norm: Norm) -> Tensor:
+        """Stream -> (B T D) after the last site; `norm` is the final norm if the host has none of its own."""
+        return norm(s)
+
+    def step(self, s: Any, branch: Branch, norm: Norm) -> Stream:
+        """One site. Overridden by solvers, which call the branch more than once, and where reading and writing
+        share work. (Not called `apply`: `nn.Module.apply` is taken.)"""
+        return self.write(s, branch(self.read(s)), norm)
+
+    def inside(self, point: str, x: Tensor) -> Tensor:
+        """What passes a point of `points`: the inputs of "o" and "down", the outputs of "q k v up"."""
+        return x
+
+    def edits(self) -> dict[str, float]:
+        """Gains on the host's weights, by role: q k v o up down embed (weights only); "branch" (weight and
+        bias of what the branch ends with); "sum" (the eps of the norm after the add follows this factor)."""
+        return {}
+
+    def can_preserve(self, kind: str) -> bool:
+        """Whether `init="preserve"` with these options keeps a host of this kind ("post" or "pre")."""
+        return kind in self.preserves
+
+    def extra_repr(self) -> str:
+        values = {"init": self.init} | {name: getattr(self, name) for name in self.options()}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The keyword options with their defaults; each is stored under its own name."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "init"}
+
+    @classmethod
+    def extra_parameters(cls, places: list[Place], **options: Any) -> int:
+        """How many parameters the scheme adds over these places (norms not counted)."""
+        return sum(p.numel() for place in places for p in cls(place, **options).parameters())
+
+    @classmethod
+    def card(cls) -> dict[str, str]:
+        """The docstring's parts: summary, equation, parameters, init, options, reference, differs."""
+        summary, equation, *rest = (block.strip() for block in inspect.cleandoc(cls.__doc__ or "").split("\n\n"))
+        card = {"summary": summary, "equation": equation}
+        key = ""
+        for line in "\n".join(rest).splitlines():
+            head, _, tail = line.partition(" ")
+            if line[:1].isupper() and head in {"Parameters", "Init", "Options", "Reference", "Differs"}:
+                key, line = head.lower(), tail
+                card[key] = ""
+            if key:
+                card[key] = f"{card[key]} {line.strip()}".strip()
+        return card
+
+
+_SCHEMES: dict[str, type[Scheme]] = {}
+
+
+S = TypeVar("S", bound=type[Scheme])
+
+
+def register(name: str) -> Callable[[S], S]:
+    """Make a scheme known under a name; a name is given once."""
+
+    def add(cls: S) -> S:
+        if name in _SCHEMES:
+            raise ValueError(
+                f"scheme {name!r} is registered already, by {_SCHEMES[name].__module__}; choose another name"
+            )
+        cls.name = name
+        _SCHEMES[name] = cls
+        return cls
+
+    return add
+
+
+def schemes() -> dict[str, type[Scheme]]:
+    """All registered schemes, by name, in the order of registration."""
+    return dict(_SCHEMES)
+
+
+def find_scheme(name: str, options: dict[str, Any]) -> type[Scheme]:
+    """The scheme of that name, which knows these options; else a `ValueError` with the nearest names."""
+    if name not in _SCHEMES:
+        raise unknown("scheme", name, _SCHEMES)
+    known = _SCHEMES[name].options()
+    for option in options:
+        if option not in known:
+            if not known:
+                raise ValueError(f"unknown option {option!r}: scheme {name!r} takes none")
+            raise unknown(f"option of scheme {name!r}", option, known)
+    return _SCHEMES[name]
+
+
+def number(name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in [low, high] as a float, or a `ValueError` that names the option."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"option {name!r} must be a finite number, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"option {name!r} must lie in [{low:g}, {high:g}], got {value!r}")
+    return float(value)
+
+
+def count(name: str, value: Any) -> int:
+    """A whole number of at least 1, or a `ValueError` that names the option."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"option {name!r} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, or a `ValueError` that names the option."""
+    if not isinstance(value, bool):
+        raise ValueError(f"option {name!r} must be True or False, got {value!r}")
+    return value

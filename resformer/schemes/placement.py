@@ -1,0 +1,147 @@
+"""Schemes that differ in where the norms act: nothing is learned but the norms themselves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from resformer.schemes.base import Norm, Place, Scheme, Stream, register
+
+
+@register("identity")
+class Identity(Scheme):
+    """The host's own residual connection, through the patched path: the control of every comparison.
+
+    x ← x + F(x)
+
+    Parameters  none
+    Init        none: the host, bit for bit
+    Options     none
+    Reference   He et al. 2015, arXiv:1512.03385; Vaswani et al. 2017, arXiv:1706.03762
+    """
+
+    preserves = ("post", "pre")
+
+
+@register("plain")
+class Plain(Scheme):
+    """No residual connection: what depth does without a shortcut.
+
+    x ← F(x)
+
+    Parameters  none
+    Init        none
+    Options     none
+    Reference   the plain nets of He et al. 2015, arXiv:1512.03385; rank collapse: Dong et al. 2021, arXiv:2103.03404
+    """
+
+    def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
+        return norm(y)
+
+
+@register("post_ln")
+class PostLN(Scheme):
+    """Norm after the add, none at the end: the original Transformer, BERT.
+
+    x ← N(x + F(x))
+
+    Parameters  none
+    Init        none
+    Options     none
+    Reference   Vaswani et al. 2017, arXiv:1706.03762
+    """
+
+    preserves = ("post",)
+
+    @staticmethod
+    def norms(place: Place) -> set[str]:
+        return {"post"}
+
+
+@register("pre_ln")
+class PreLN(Scheme):
+    """Norm on the branch's input, a clean shortcut, one norm at the end: GPT-2, ModernBERT.
+
+    x ← x + F(N(x))
+
+    Parameters  none
+    Init        none
+    Options     none
+    Reference   Xiong et al. 2020, arXiv:2002.04745
+    """
+
+    preserves = ("pre",)
+
+    @staticmethod
+    def norms(place: Place) -> set[str]:
+        return {"pre", "final"}
+
+
+@register("sub_ln")
+class SubLN(Scheme):
+    """Pre-LN with a second norm inside each branch, before its output projection (Magneto).
+
+    x ← x + W_out N'(inner(N(x)))
+
+    Parameters  N': a LayerNorm over the input of W_o (attention) or of the down projection (feed-forward)
+    Init        paper: N' = LayerNorm at (1, 0); v, o, up and down scaled by sqrt(ln(2 L))
+    Options     none
+    Reference   Wang et al. 2022, arXiv:2210.06423 (single-stack formula)
+    """
+
+    points = ("o", "down")
+
+    def __init__(self, place: Place, *, init: str = "preserve"):
+        super().__init__(place, init=init)
+        if place.other_layers:
+            raise ValueError(
+                "scheme 'sub_ln' knows the gains of encoder-only and decoder-only hosts; this host has both stacks"
+            )
+        point = next((p for p in self.points if p in place.widths), None)
+        if point is None:
+            raise ValueError(
+                f"scheme 'sub_ln' needs the inside point 'o' or 'down', which site {place.name!r} does not name"
+            )
+        self.norm = nn.LayerNorm(place.widths[point])
+
+    @staticmethod
+    def norms(place: Place) -> set[str]:
+        return {"pre", "final"}
+
+    def inside(self, point: str, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+    def edits(self) -> dict[str, float]:
+        return dict.fromkeys(("v", "o", "up", "down"), math.sqrt(math.log(2 * self.place.layers)))
+
+
+@register("b2t")
+class B2T(Scheme):
+    """Post-LN with a shortcut from the bottom of each layer to its top, around both norms.
+
+    x_mid ← N(x + F(x)), x ← N(x + x_mid + F(x_mid)); the top layer is plain post-LN
+
+    Parameters  none
+    Init        none
+    Options     none
+    Reference   Takase et al. 2022, arXiv:2206.00330
+    """
+
+    def __init__(self, place: Place, *, init: str = "preserve"):
+        super().__init__(place, init=init)
+        self.first, self.last = place.first, place.last
+        self.bridges = place.last and not place.first and place.layer < place.layers - 1
+
+    def read(self, s: Any) -> Tensor:
+        return s if self.first else s[0]
+
+    def write(self, s: Any, y: Tensor, norm: Norm) -> Stream:
+        h, bottom = (s, s) if self.first else s
+        h = norm(bottom + h + y) if self.bridges else norm(h + y)
+        return h if self.last else (h, bottom)
+
+    @staticmethod
+    def norms(place: Place) -> set[str]:
+        return {"post"}

@@ -1,0 +1,161 @@
+"""What a study left on disk, read back: runs finished, failed, and not finished. Stdlib only.
+
+A study's folder holds study.json (the studies run into it, their commands and versions) and
+runs/<id>/{config.json, log.txt, train.jsonl, result.json | error.json}.
+"""
+
+import json
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from resformer.files import write_json_atomically
+from resformer.provenance import provenance
+from resformer.study.plan import Study
+
+VERSION = 1  # of study.json and result.json
+MISSING = "is missing"
+PAYLOAD = (
+    "status", "score", "train_loss", "flags", "metrics", "loss_curve", "diagnostics", "cost", "provenance",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run as it stands on disk. What a run that is not finished lacks is None or empty."""
+
+    directory: Path
+    config: dict[str, Any]  # the run's fields, flat: see `Run.config`
+    status: str  # "ok" | "diverged" | "failed" (it raised, or its process died) | "unfinished"
+    score: float | None = None  # of the task, on validation; None if diverged
+    train_loss: float | None = None  # mean of the last steps
+    flags: list[str] = field(default_factory=list)  # machine names of what to notice
+    metrics: dict[str, float] = field(default_factory=dict)
+    loss_curve: list[list[float]] = field(default_factory=list)  # [step, mean loss of the window ending there]
+    diagnostics: dict[str, Any] = field(default_factory=dict)  # at initialisation
+    cost: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None  # why the run failed, in a line
+    traceback: str | None = None
+    problem: str | None = None  # why a result.json that is there does not count
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has a valid result; a run that diverged has."""
+        return self.status in ("ok", "diverged")
+
+
+def open_study(output: Path, study: Study, command: str | None = None) -> None:
+    """Make the folder, or take up the study in it, and record in study.json what is to be run, with what.
+
+    Raises `ValueError` if `output` holds something else than a study, and then changes nothing.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output {str(output)!r} is a file; choose a new folder, or one that holds a study")
+    if not output.exists() or not any(output.iterdir()):
+        entries = []
+    else:
+        entries = read_study(output)
+    made_with = provenance()
+    started = made_with.pop("finished")
+    # Through JSON and back, so that tuples compare equal to the lists that are read.
+    entry = json.loads(json.dumps({"study": asdict(study), "command": command, "provenance": made_with}))
+    if any({**known, "started": None} == {**entry, "started": None} for known in entries):
+        return  # the same again, after a stop
+    output.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(
+        output / "study.json", {"version": VERSION, "studies": [*entries, {**entry, "started": started}]}
+    )
+
+
+def read_study(output: Path) -> list[dict[str, Any]]:
+    """What was run into the folder, oldest first: {"study", "command", "provenance", "started"}.
+
+    Raises `ValueError` if the folder does not hold a study.
+    """
+    output = Path(output)
+    path = output / "study.json"
+    if not path.is_file():
+        what = "does not exist" if not output.exists() else "holds no study (no study.json)"
+        raise ValueError(f"output {str(output)!r} {what}; choose a new or empty folder, or one that holds a study")
+    content, problem = _load(path)
+    if problem is None and not isinstance(content.get("studies"), list):
+        problem = "lists no studies"
+    if problem:
+        raise ValueError(f"{str(path)!r} {problem}; restore it, or choose another folder")
+    return content["studies"]
+
+
+def read_results(output: Path) -> list[Result]:
+    """Every run of the study, finished or not, in the order of their ids.
+
+    A result.json that is cut off, is no result or has another version is never counted: its run is
+    "unfinished" and `problem` says why. A folder without a readable configuration is left out with
+    a warning that names it. Raises `ValueError` if `output` does not hold a study.
+    """
+    read_study(output)
+    directories = sorted(path for path in (Path(output) / "runs").glob("*") if path.is_dir())
+    results = []
+    for directory in directories:
+        result = read_result(directory)
+        if result.config:
+            results.append(result)
+        else:
+            warnings.warn(f"run {directory.name}: no readable config.json, left out", stacklevel=2)
+    return results
+
+
+def read_result(directory: Path) -> Result:
+    """The run in one directory; `config` is empty if that cannot be read."""
+    config, _ = _load(directory / "config.json", version=None)
+    payload, problem = _load(directory / "result.json")
+    if problem is None:
+        problem = _fault(payload)
+    if problem is None:
+        named = {name: payload[name] for name in PAYLOAD if name in payload}
+        return Result(directory, {**config, **payload["config"]}, **named)
+    if problem == MISSING:
+        problem = None
+        error, unreadable = _load(directory / "error.json", version=None)
+        if unreadable is None:
+            text = str(error.get("error", "unknown"))
+            return Result(directory, config, "failed", error=text, traceback=error.get("traceback"))
+    else:
+        problem = f"result.json {problem}"
+    return Result(directory, config, "unfinished", problem=problem)
+
+
+def finished(directory: Path) -> bool:
+    """Whether the run has a valid result.json: the one thing that says that it is done."""
+    return read_result(directory).finished
+
+
+def _load(path: Path, version: int | None = VERSION) -> tuple[dict[str, Any], str | None]:
+    """The object in a file, or an empty one and what is wrong with the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_json)
+    except FileNotFoundError:
+        return {}, MISSING
+    except (OSError, ValueError) as error:
+        return {}, f"cannot be read ({type(error).__name__}: {error})"
+    if not isinstance(content, dict):
+        return {}, "holds no JSON object"
+    if version is not None and content.get("version") != version:
+        return {}, f"has version {content.get('version')!r}, this resformer reads {version}"
+    return content, None
+
+
+def _fault(payload: dict[str, Any]) -> str | None:
+    """What keeps a result from being counted, or None."""
+    if not isinstance(payload.get("config"), dict):
+        return "has no config"
+    if payload.get("status") not in ("ok", "diverged"):
+        return f"has status {payload.get('status')!r}, not 'ok' or 'diverged'"
+    if payload["status"] == "ok" and not isinstance(payload.get("score"), int | float):
+        return f"has score {payload.get('score')!r}, not a number"
+    return None
+
+
+def _no_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")

@@ -1,0 +1,66 @@
+"""Swap the class of a living module for a subclass, and back.
+
+The subclass keeps the name, qualified name and module of the host's class: transformers finds what to record by
+`str(class)`, and printing, wrapping policies and error messages stay as users know them. The object itself stays,
+with its parameters, hooks and place in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+Body = Callable[[type], dict[str, Any]]  # host class -> the attributes that the subclass overrides
+
+_BODIES: dict[str, Body] = {}
+_CLASSES: dict[tuple[type, str], type] = {}
+
+
+def swap_kind(kind: str) -> Callable[[Body], Body]:
+    """Register how the subclass of one kind ("layer", "model", "norm") is made."""
+
+    def add(body: Body) -> Body:
+        _BODIES[kind] = body
+        return body
+
+    return add
+
+
+def swap(module: nn.Module, kind: str) -> None:
+    """Give the module the subclass of this kind. All its state is on the instance, so one class serves all models."""
+    module.__class__ = _subclass(type(module), kind)
+
+
+def swap_back(module: nn.Module) -> None:
+    """Undo `swap`."""
+    module.__class__ = host_class(module)
+
+
+def host_class(module: nn.Module) -> type:
+    """The class a module had before `swap`, or has."""
+    return getattr(type(module), "_resformer_host", type(module))
+
+
+def _subclass(cls: type, kind: str) -> type:
+    if (cls, kind) not in _CLASSES:
+        body = _BODIES[kind](cls)
+        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__reduce_ex__": _reduce}
+        sub: Any = type(cls.__name__, (cls,), names | {"_resformer_host": cls, "_resformer_kind": kind} | body)
+        if (
+            "forward" in body
+        ):  # transformers wraps the forward of every new layer class; ours does its own checkpointing
+            sub.forward = body["forward"]
+        _CLASSES[cls, kind] = sub
+    return _CLASSES[cls, kind]
+
+
+def _rebuild(cls: type, kind: str) -> nn.Module:
+    sub: Any = _subclass(cls, kind)
+    return sub.__new__(sub)
+
+
+def _reduce(self: Any, protocol: Any) -> tuple:
+    # pickle and deepcopy cannot find a class made at run time: name the host's class and the kind instead
+    return _rebuild, (self._resformer_host, self._resformer_kind), self.__dict__

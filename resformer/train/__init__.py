@@ -1,0 +1,1 @@
+"""Training: length-grouped batches, one accelerate loop, fine-tuning on a task."""

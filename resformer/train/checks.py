@@ -1,0 +1,131 @@
+"""What `finetune` refuses, before any work."""
+
+import inspect
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from resformer.data.tasks import Task
+from resformer.train.batches import Encoded
+
+
+def check_positive(**values: float) -> None:
+    """Every value is a finite number above 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} is {value!r}; it must be a number above 0")
+
+
+def check_not_negative(**values: float) -> None:
+    """Every value is a finite number of at least 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value!r}; it must be a number of at least 0")
+
+
+def check_divides(batch_size: int, processes: int) -> None:
+    """Each process gets an equal part of every batch."""
+    if batch_size % processes:
+        raise ValueError(
+            f"batch_size {batch_size} does not divide by the {processes} processes; it counts the examples of "
+            f"all of them, so give a multiple of {processes}"
+        )
+
+
+def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
+    """The model answers as many classes as the task has, and pads with the token that the tokenizer pads with."""
+    name = type(model).__name__
+    if "labels" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"{name} takes no labels; load the model with AutoModelForSequenceClassification")
+    classes = len(task.labels or ("score",))
+    if model.config.num_labels != classes:
+        raise ValueError(
+            f"{name} has num_labels {model.config.num_labels}, task {task.name!r} needs {classes} "
+            f"({', '.join(task.labels) if task.labels else 'regression'}); load it with num_labels={classes}"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "the tokenizer has no padding token, which batches need; set tokenizer.pad_token "
+            f"(such as tokenizer.pad_token = {'tokenizer.eos_token' if tokenizer.eos_token else '...'}) "
+            "and model.config.pad_token_id = tokenizer.pad_token_id"
+        )
+    if model.config.pad_token_id != tokenizer.pad_token_id:
+        raise ValueError(
+            f"the tokenizer pads with token {tokenizer.pad_token_id}, {name} expects {model.config.pad_token_id}; "
+            "set model.config.pad_token_id = tokenizer.pad_token_id if the tokenizer is the right one"
+        )
+
+
+def check_splits(data: DatasetDict, task: Task) -> tuple[str, ...]:
+    """The evaluation splits of the task that the data have (MNLI may lack one); all splits have what is needed."""
+    there = tuple(name for name in task.splits if name in data)
+    if "train" not in data or not there:
+        raise ValueError(
+            f"task {task.name!r} needs the split 'train' and one of {', '.join(task.splits)}; "
+            f"the data have {', '.join(data) or 'none'}"
+        )
+    for name in ("train", *there):
+        if len(data[name]) == 0:
+            raise ValueError(f"the split {name!r} of the data for task {task.name!r} is empty")
+        missing = [column for column in (*task.texts, "label") if column not in data[name].column_names]
+        if missing:
+            raise ValueError(
+                f"the split {name!r} lacks the columns {', '.join(missing)} of task {task.name!r}; "
+                f"it has {', '.join(data[name].column_names)}"
+            )
+    return there
+
+
+def check_inputs(splits: dict[str, Encoded], model: PreTrainedModel) -> None:
+    """Every token is in the model's vocabulary, every input within its positions."""
+    tokens = max(int(split.columns["input_ids"].max()) for split in splits.values()) + 1
+    vocabulary = model.config.vocab_size
+    if tokens > vocabulary:
+        raise ValueError(
+            f"the tokenizer gives token {tokens - 1}, the model has {vocabulary}; "
+            "use the tokenizer that belongs to the model"
+        )
+    longest = max(int(split.lengths.max()) for split in splits.values())
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ValueError(f"the longest input has {longest} tokens, the model takes {positions}; lower max_length")
+
+
+def check_output(output: Path, config: dict[str, Any]) -> None:
+    """The folder is new, empty, or holds an unfinished run of this very configuration."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"the output {str(output)!r} is a file; give a folder")
+    names = sorted(path.name for path in output.glob("[!.]*"))
+    if not names:
+        return
+    stored = read_json(output / "config.json")
+    if stored is None:
+        raise ValueError(
+            f"the output folder {str(output)!r} is not empty and holds no run of finetune "
+            f"({', '.join(names[:4])}{' ...' if len(names) > 4 else ''}); give a new folder"
+        )
+    here = json.loads(json.dumps(config))
+    other = [
+        f"{key} {value!r} there, {here.get(key)!r} here" for key, value in stored.items() if value != here.get(key)
+    ]
+    if other:
+        raise ValueError(
+            f"the output folder {str(output)!r} holds another run ({'; '.join(other[:4])}); give a new folder"
+        )
+    if read_json(output / "result.json") is not None:
+        raise ValueError(
+            f"this run is finished, its result is {str(output / 'result.json')!r}; give a new folder to run it again"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if the file is absent, cut or something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

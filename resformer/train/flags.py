@@ -1,0 +1,38 @@
+"""What to notice about a finished run. Needs no torch."""
+
+import math
+
+import numpy as np
+
+from resformer.data.tasks import Task
+
+FLAGS: dict[str, str] = {
+    "constant_prediction": "gave every validation example the same answer",
+    "at_chance": "correlation of answers and labels below two standard errors (2 / sqrt(examples))",
+    "loss_above_chance": "final training loss above that of guessing uniformly, ln(classes), by more than 5 %",
+    "truncated_inputs": "more than 5 % of the training examples were cut to the maximal length",
+}
+
+
+def flags(task: Task, predictions: np.ndarray, labels: np.ndarray, *, train_loss: float, truncated: float) -> list[str]:
+    """The flags of a run, from its predictions (classes or scores) on one split, in the order of `FLAGS`.
+
+    `train_loss` is the final training loss, `truncated` the share of training examples that were cut.
+    """
+    constant = bool((predictions == predictions[0]).all())
+    raised = {
+        "constant_prediction": constant,
+        "at_chance": constant or _correlation(task, predictions, labels) < 2 / math.sqrt(len(labels)),
+        "loss_above_chance": task.labels is not None and train_loss > 1.05 * math.log(len(task.labels)),
+        "truncated_inputs": truncated > 0.05,
+    }
+    return [name for name in FLAGS if raised[name]]
+
+
+def _correlation(task: Task, predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Matthews' coefficient for classes, Pearson's for scores; both are 0 within 1 / sqrt(n) by chance."""
+    if task.labels is None:
+        return float(np.corrcoef(predictions, labels)[0, 1]) if labels.std() > 0 else 0.0
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, predictions))

@@ -1,0 +1,151 @@
+"""The command line: what it lists, a fine-tuning run, and one clear message for each wrong input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from resformer import cli
+from resformer.cli import spread
+
+
+@pytest.fixture
+def resformer(capsys):
+    def run(*arguments) -> tuple[int, str]:
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out + err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny unpatched BERT with a tokenizer of the built-in agreement task."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from resformer.data.glue import load_task
+    from resformer.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer(load_task("agreement")["train"]["sentence"])
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=len(tokenizer)
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_lists(resformer):
+    from resformer.hosts import families
+    from resformer.schemes import schemes
+
+    code, text = resformer("schemes")
+    assert code == 0
+    assert all(name in text for name in schemes())
+    assert "arXiv:2003.04887" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    code, text = resformer("hosts")
+    assert all(name in text for name in families())
+    code, text = resformer("data")
+    assert "sentiment" in text
+    assert "mrpc" in text
+    code, text = resformer("schemes", "rezero")
+    assert "x ← x + a F(x)" in text
+
+
+def test_several_values_after_one_option():
+    assert spread(["compare", "--depths", "2", "8", "--seeds", "2", "x"]) == [
+        "compare", "--depths", "2", "--depths", "8", "--seeds", "2", "x",
+    ]  # fmt: skip
+    assert spread(["--depths=2", "--output", "runs"]) == ["--depths=2", "--output", "runs"]
+
+
+def test_finetune_then_finetune_what_it_saved(resformer, checkpoint, tmp_path):
+    common = ("--task", "agreement", "--steps", 3, "--batch-size", 4, "--train-size", 50)
+    code, text = resformer(
+        "finetune", "--model", checkpoint, *common, "--scheme", "layer_scale", "--output", tmp_path / "a"
+    )
+    assert code == 0, text
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    assert result["config"]["scheme"] == "layer_scale"
+    assert result["cost"]["scheme_parameters"] == 2 * 2 * 16
+    assert "accuracy" in result["metrics"]
+
+    again = ("finetune", "--model", tmp_path / "a/model", *common)
+    code, text = resformer(*again, "--output", tmp_path / "b")
+    assert code == 0, text
+    assert json.loads((tmp_path / "b/result.json").read_text())["cost"]["scheme_parameters"] == 64
+    code, text = resformer(*again, "--scheme", "rezero", "--output", tmp_path / "c")
+    assert code == 2
+    assert "already" in text
+    assert not (tmp_path / "c").exists()
+
+
+WRONG = [
+    (("schemes", "rezro"), "Did you mean 'rezero'"),
+    (("data", "sentimnt", "--output", "x"), "Did you mean 'sentiment'"),
+    (("data", "sentiment"), "--output"),
+    (("data", "sentiment", "--output", "x", "--format", "xlsx"), "parquet"),
+    (("compare", "--schemes", "rezro", "--depths", "1", "--tasks", "agreement", "--output", "x"), "'rezero'"),
+    (("compare", "--schemes", "rezero:alpha=1", "--depths", "1", "--tasks", "agreement", "--output", "x"), "alpha"),
+    (("compare", "--schemes", "rezero:", "--depths", "1", "--tasks", "agreement", "--output", "x"), "NAME:OPTION"),
+    (("compare", "--schemes", "rezero", "--depths", "0", "--tasks", "agreement", "--output", "x"), "at least 1"),
+    (("compare", "--schemes", "rezero", "--depths", "two", "--tasks", "agreement", "--output", "x"), "two"),
+    (("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agrement", "--output", "x"), "'agreement'"),
+    (
+        ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--width", "0", "--output", "x"),
+        "width",
+    ),
+    (
+        ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--heads", "3", "--output", "x"),
+        "divide",
+    ),
+    (
+        ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--shard", "4", "--output", "x"),
+        "I/N",
+    ),
+    (("finetune", "--model", "MODEL", "--task", "mprc", "--output", "x"), "'mrpc'"),
+    (("finetune", "--model", "MODEL", "--task", "mrpc", "--data", "nowhere", "--output", "x"), "nowhere"),
+    (("finetune", "--model", "MODEL", "--task", "agreement", "--scheme", "higway", "--output", "x"), "'highway'"),
+    (("finetune", "--model", "MODEL", "--task", "agreement", "--scheme", "pre_ln", "--output", "x"), "init='paper'"),
+    (
+        ("finetune", "--model", "MODEL", "--task", "agreement", "--learning-rate", "-1", "--output", "x"),
+        "learning_rate",
+    ),
+    (("finetune", "--model", ".", "--task", "agreement", "--output", "x"), "config.json"),
+    (("report", "nowhere"), "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(a)[:60] for a, _ in WRONG])
+def test_wrong_input_is_one_clear_message(resformer, checkpoint, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, text = resformer(*(checkpoint if argument == "MODEL" else argument for argument in arguments))
+    assert code == 2, text
+    assert message in text
+    assert not (tmp_path / "x").exists(), "nothing may be written before the input is checked"
+
+
+def test_folder_of_something_else_is_refused(resformer, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    code, text = resformer(
+        "compare", "--schemes", "rezero", "--depths", 1, "--tasks", "agreement", "--output", tmp_path
+    )
+    assert code == 2
+    assert "holds" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_start_is_cheap():
+    heavy = "import sys, resformer.cli; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout == "[]\n"

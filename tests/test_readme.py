@@ -1,0 +1,57 @@
+"""The README's blocks are run, in order, in one folder; those that need the hub or minutes are marked and are not."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCK = re.compile(r"(<!-- not run: [a-z ]+ -->\n)?```(python|bash)\n(.*?)```", re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [body for skipped, kind, body in BLOCK.findall(README.read_text()) if kind == language and not skipped]
+
+
+def test_python_blocks_run_in_order(tmp_path):
+    first, *rest = blocks("python")
+    assert first == 'resformer.patch(model, "highway")\n', "the first block is the one line of the introduction"
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(rest))
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "x ← N(T ⊙ F(x) + (1 - T) ⊙ x)" in done.stdout
+    assert "bit-equal to the host" in done.stdout
+
+
+COMMANDS = [
+    line.partition(" #")[0].strip()
+    for block in blocks("bash")
+    for line in block.splitlines()
+    if line[:10] == "resformer "
+]
+
+
+def test_command_blocks_run(tmp_path):
+    assert len(COMMANDS) >= 6
+    for command in COMMANDS:
+        arguments = [sys.executable, "-m", "resformer.cli", *shlex.split(command)[1:]]
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (tmp_path / "out/small/report.html").is_file()
+
+
+def test_table_of_schemes_is_the_registry():
+    from resformer.listing import schemes_markdown
+
+    text = README.read_text()
+    inside = text.partition("<!-- schemes -->\n")[2].partition("<!-- /schemes -->")[0]
+    assert inside.strip() == schemes_markdown(), "run `resformer schemes --markdown` and put its output there"
+
+
+@pytest.mark.parametrize("name", re.findall(r"^  ([a-z_]+\.py|[a-z]+/) ", README.read_text(), re.MULTILINE))
+def test_annotated_tree_names_what_is_there(name):
+    assert (README.parent / "resformer" / name).exists()

@@ -1,0 +1,132 @@
+"""Reading back what a study left on disk, whatever happened to it."""
+
+import json
+import os
+
+import pytest
+
+from resformer.study.plan import Run, Study
+from resformer.study.results import finished, open_study, read_results, read_study, write_json_atomically
+
+STUDY = Study(("plain", "pre_ln"), (2, 8), ("sentiment",))
+OK = {"version": 1, "status": "ok", "score": 0.75, "train_loss": 0.5, "flags": ["x"], "metrics": {"accuracy": 0.75},
+      "loss_curve": [[25, 0.6]], "diagnostics": {"token_cosine": 0.9}, "cost": {"seconds": 1.0},
+      "provenance": {"torch": "2"}}  # fmt: skip
+
+
+@pytest.fixture
+def output(tmp_path):
+    """A study of four runs, none of which has been carried out."""
+    open_study(tmp_path / "out", STUDY, "resformer compare")
+    for run in STUDY.runs():
+        directory(tmp_path / "out", run).mkdir(parents=True)
+        write_json_atomically(directory(tmp_path / "out", run) / "config.json", run.config)
+    return tmp_path / "out"
+
+
+def directory(output, run: Run):
+    return output / "runs" / run.id
+
+
+def put(output, run: Run, **changes):
+    path = directory(output, run) / "result.json"
+    write_json_atomically(path, {**OK, "config": run.config, **changes})
+    return path
+
+
+def test_runs_are_read_finished_diverged_failed_and_unfinished(output):
+    ok, diverged, failed, unfinished = STUDY.runs()
+    put(output, ok)
+    put(output, diverged, status="diverged", score=None)
+    error = {"config": failed.config, "error": "ValueError: no", "traceback": "Traceback ..."}
+    write_json_atomically(directory(output, failed) / "error.json", error)
+    found = {result.directory.name: result for result in read_results(output)}
+    assert {name: result.status for name, result in found.items()} == {
+        ok.id: "ok", diverged.id: "diverged", failed.id: "failed", unfinished.id: "unfinished",
+    }  # fmt: skip
+    assert all(found[run.id].config == run.config for run in STUDY.runs())
+    assert [found[run.id].finished for run in STUDY.runs()] == [True, True, False, False]
+    payload = {name: getattr(found[ok.id], name) for name in OK if name != "version"}
+    assert payload == {name: value for name, value in OK.items() if name != "version"}
+    assert found[diverged.id].score is None
+    assert (found[failed.id].error, found[failed.id].traceback) == ("ValueError: no", "Traceback ...")
+    assert all(result.problem is None for result in found.values())
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text[: len(text) // 2], "cannot be read"),
+        (lambda text: "", "cannot be read"),
+        (lambda text: "[]", "no JSON object"),
+        (lambda text: text.replace('"version": 1', '"version": 2'), "has version 2, this resformer reads 1"),
+        (lambda text: text.replace('"ok"', '"fine"'), "has status 'fine'"),
+        (lambda text: text.replace("0.75", "NaN"), "NaN is no JSON"),
+        (lambda text: text.replace('"score": 0.75', '"score": null'), "has score None"),
+        (lambda text: text.replace('"config"', '"konfig"'), "has no config"),
+        (lambda text: b"\xff\xfe".decode("latin-1"), "cannot be read"),
+    ],
+)
+def test_a_damaged_result_is_reported_and_never_counted(output, damage, says):
+    run = STUDY.runs()[0]
+    path = put(output, run)
+    assert finished(path.parent)
+    path.write_text(damage(path.read_text()), encoding="latin-1")
+    assert not finished(path.parent)
+    (result,) = [result for result in read_results(output) if result.directory == path.parent]
+    assert (result.status, result.score, result.config) == ("unfinished", None, run.config)
+    assert says in result.problem
+
+
+def test_a_folder_without_a_configuration_is_left_out_with_a_warning(output):
+    (output / "runs" / "stray").mkdir()
+    (output / "runs" / "notes.txt").write_text("mine")
+    with pytest.warns(UserWarning, match="run stray: no readable config.json, left out"):
+        assert len(read_results(output)) == 4
+
+
+def test_a_result_speaks_for_itself_where_the_configuration_is_lost(output):
+    run = STUDY.runs()[0]
+    (put(output, run).parent / "config.json").write_text("{")
+    assert [result.config for result in read_results(output) if result.finished] == [run.config]
+
+
+def test_a_folder_accumulates_studies_and_their_commands(output):
+    open_study(output, STUDY, "resformer compare")  # the same again: a continuation
+    open_study(output, Study(("plain",), (32,), ("sentiment",)), "resformer compare --depths 32")
+    entries = read_study(output)
+    assert [entry["command"] for entry in entries] == ["resformer compare", "resformer compare --depths 32"]
+    assert [entry["study"]["depths"] for entry in entries] == [[2, 8], [32]]
+    assert entries[0]["study"]["settings"]["width"] == 32
+    assert entries[0]["provenance"]["python"]
+    assert entries[0]["started"].endswith("Z")
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_untouched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("important")
+    with pytest.raises(ValueError, match=r"holds no study \(no study.json\); choose a new or empty folder"):
+        open_study(tmp_path, STUDY)
+    with pytest.raises(ValueError, match="is a file"):
+        open_study(tmp_path / "thesis.tex", STUDY)
+    with pytest.raises(ValueError, match="does not exist"):
+        read_results(tmp_path / "nowhere")
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["", '{"version": 9, "studies": []}', '{"version": 1}'])
+def test_a_study_json_that_is_damaged_or_newer_is_not_written_over(output, content):
+    (output / "study.json").write_text(content)
+    for use in (read_results, lambda path: open_study(path, STUDY)):
+        with pytest.raises(ValueError, match=r"study\.json"):
+            use(output)
+    assert (output / "study.json").read_text() == content
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json_atomically(path, {"a": 1})
+    for bad in ({"a": float("nan")}, {"a": object()}):
+        with pytest.raises((ValueError, TypeError)):
+            write_json_atomically(path, bad)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
