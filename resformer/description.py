@@ -66,7 +66,7 @@ def describe(model: PreTrainedModel) -> Description:
     frozen = sum(len(own.frozen) for _, own in patched)
     rows = [
         ("scheme", f"{settings['scheme']}({options}), init={settings['init']!r}, placement={settings['placement']!r}"),
-        ("equation", equation(own)),
+        ("equation", equation(model)),
         ("reference", scheme.card()["reference"]),
         ("layers", f"{first} to {last} of {depth}, sites: {', '.join(own.acts)}"),
         *((f"norms of {site}", _norms(acts)) for site, acts in own.acts.items()),
@@ -82,8 +82,9 @@ def describe(model: PreTrainedModel) -> Description:
     return Description(title, tuple(rows))
 
 
-def equation(own: Residual) -> str:
-    """The scheme's update with the norms of this host written into it, N for a norm."""
+def equation(model: PreTrainedModel) -> str:
+    """The update that a patched model computes at each site, with the norms of this host in it, N for a norm."""
+    own = next(module for module in model.modules() if isinstance(module, Residual))
     scheme = own.schemes[-1]
     text = scheme.card()["equation"]
     if scheme.norms is not None:

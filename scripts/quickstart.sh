@@ -5,7 +5,8 @@ set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$top/scripts/setup.sh"
 
-output=${OUTPUT:-$top/out/quickstart}
+output=${OUTPUT:-out/quickstart}
+[ -n "${OUTPUT:-}" ] || cd "$top"
 schemes=(plain post_ln pre_ln deepnorm rezero exclusive_gate:bias=0)
 # A narrow BERT, Xavier initialisation, learning rate 1e-3 held and then lowered, no warm-up: what fails here
 # fails under these conditions. See the report's own words.

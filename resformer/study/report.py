@@ -68,6 +68,13 @@ class Report:
         return {key: values for key, values in self._configs.items() if len(values) > 1}
 
     @property
+    def equations(self) -> dict[str, str]:
+        """Scheme -> the update it ran with, norms included, as its runs recorded it."""
+        known = [run for run in self.finished if "equation" in run.diagnostics]
+        found = {run.config["scheme"]: run.diagnostics["equation"] for run in known}
+        return {scheme: found[scheme] for scheme in self.styles if scheme in found}
+
+    @property
     def versions(self) -> dict[str, list[Any]]:
         """Where the results come from: every value that occurs, and the first and last time of day."""
         found = _values([run.provenance for run in self.finished])
@@ -165,6 +172,8 @@ def markdown(report: Report) -> str:
                 [[cell.scheme, cell.depth, *map(_cost, values)] for cell, values in costs(setting)],
             )
     lines += ["## Caveats", "", *(f"- {_plain(text)}" for text in report.caveats), "", "## Protocol", ""]
+    if report.equations:
+        lines += _table(["scheme", "update (N: a norm)"], list(report.equations.items()))
     lines += _table(["setting", "value"], [[key, findings.number(value)] for key, value in report.shared.items()])
     lines += _table(
         ["differs", "values"],

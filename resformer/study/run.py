@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from resformer.data.glue import load_task
 from resformer.data.tasks import TASKS, Task
 from resformer.data.tokenizer import train_tokenizer
+from resformer.description import equation
 from resformer.diagnostics.gradient_flow import gradient_norms
 from resformer.diagnostics.token_cosine import token_cosine
 from resformer.encoders import build_encoder
@@ -87,12 +88,13 @@ def prepare(name: str, folder: str | None, max_length: int) -> tuple[DatasetDict
 def at_initialisation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: DatasetDict
 ) -> dict[str, Any]:
-    """Token cosine and the gradient norm of each layer, on the first validation examples."""
+    """The equation in force, and on the first validation examples token cosine and the gradient norm of each layer."""
     split = next(data[name] for name in task.splits if name in data)
     rows = split.select(range(min(LOOKED_AT, len(split))))
     inputs = tokenizer(*(list(rows[text]) for text in task.texts), padding=True, truncation=True, return_tensors="pt")
     kind = torch.float if task.labels is None else torch.long
     return {
+        "equation": equation(model),
         "token_cosine": token_cosine(model, dict(inputs)),
         "gradient_norms": gradient_norms(model, {**inputs, "labels": torch.tensor(rows["label"], dtype=kind)}),
     }
