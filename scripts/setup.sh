@@ -12,7 +12,7 @@ if [ -x .venv/bin/resformer ] && [ "$(cat .venv/stamp 2>/dev/null)" = "$stamp" ]
   { echo "resformer needs Python 3.11 or newer, got $("$python" --version); set PYTHON to one" >&2; exit 2; }
 echo "Setting up .venv (once; about 250 MB to download with a CPU build of torch, 1.7 GB on disk)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt)
+pip=(.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --constraint scripts/constraints.txt)
 # torch first and pinned, so that nothing after it pulls another build
 "${pip[@]}" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
 "${pip[@]}" --editable . pytest pytest-xdist ruff mypy
