@@ -8,8 +8,9 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from resformer.host import find_host
 from resformer.hosts import families
-from resformer.patching import VERSION, restore
+from resformer.patching import VERSION, freeze, restore
 from resformer.saving import MODEL_TYPE, VARIANT
 from resformer.schemes import find_scheme
 from resformer.swap import swap, swap_back
@@ -21,12 +22,15 @@ def from_pretrained(path: Any, auto: type, **kwargs: Any) -> PreTrainedModel:
     Args:
         path: a directory, or a hub id.
         auto: `AutoModel`, `AutoModelForSequenceClassification` ..., or a concrete class.
-        kwargs: for the class's own `from_pretrained` (dtype, device_map ...).
+        kwargs: for the class's own `from_pretrained` (dtype, device_map ...), or changes to the configuration
+            (num_labels ...).
 
     Raises a ValueError if the checkpoint was not patched, comes from a newer resformer, names a scheme or an option
     that is not known here, or lacks parameters of the scheme.
     """
-    config = kwargs.pop("config", None) or read_config(path, **_hub_arguments(kwargs))
+    config = kwargs.pop("config", None)
+    if config is None:
+        config, kwargs = _read(path, kwargs)
     settings = getattr(config, "resformer", None)
     if settings is None:
         raise ValueError(
@@ -54,7 +58,7 @@ def install() -> None:
             return original(cls, path, *args, config=config, **kwargs)
         raw, _ = PretrainedConfig.get_config_dict(path, **_hub_arguments(kwargs))
         if "resformer" in raw:
-            return from_pretrained(path, cls, config=config or _host_config(raw), **kwargs)
+            return from_pretrained(path, cls, config=config, **kwargs)
         if config is not None:
             raise ValueError(
                 f"the config given is of a patched model, and {str(path)!r} is not patched; load it with its own "
@@ -76,16 +80,28 @@ class ResformerConfig(PretrainedConfig):
         return _host_config(config_dict, **kwargs)
 
 
-def read_config(path: Any, **hub: Any) -> PretrainedConfig:
+def read_config(path: Any) -> PretrainedConfig:
     """The host's configuration of a checkpoint, patched (with `.resformer`) or not."""
-    raw, _ = PretrainedConfig.get_config_dict(path, **hub)
-    return _host_config(raw) if "resformer" in raw else AutoConfig.from_pretrained(path, **hub)
+    return _read(path, {})[0]
+
+
+def _read(path: Any, kwargs: dict[str, Any]) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """The host's configuration with what of `kwargs` it takes, and the rest."""
+    raw, _ = PretrainedConfig.get_config_dict(path, **_hub_arguments(kwargs))
+    if "resformer" in raw:
+        return _host_config(raw, return_unused_kwargs=True, **kwargs)
+    return AutoConfig.from_pretrained(path, return_unused_kwargs=True, **kwargs)
 
 
 def _host_config(raw: dict[str, Any], **kwargs: Any) -> Any:
     settings = raw.get("resformer")
     if not isinstance(settings, dict) or "host" not in settings:
         raise ValueError(f"the configuration of a patched checkpoint names its host in 'resformer', got {settings!r}")
+    if settings["host"] not in CONFIG_MAPPING:
+        raise ValueError(
+            f"this checkpoint was patched on a host of type {settings['host']!r}, which this transformers does not "
+            "know; install the version it was saved with"
+        )
     raw = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map")}
     return CONFIG_MAPPING[settings["host"]].from_dict(raw, **kwargs)
 
@@ -96,6 +112,9 @@ def _check_settings(settings: dict[str, Any]) -> None:
             f"this checkpoint has version {settings.get('version')!r} of the resformer configuration; this resformer "
             f"reads version {VERSION}; install the version it was saved with"
         )
+    lacking = [name for name in ("scheme", "init", "placement", "layers", "options") if name not in settings]
+    if lacking:
+        raise ValueError(f"the 'resformer' part of the configuration lacks {lacking}; the checkpoint is damaged")
     find_scheme(settings["scheme"], settings["options"])
 
 
@@ -130,6 +149,7 @@ def _load(cls: type, path: Any, config: Any, settings: dict[str, Any], kwargs: d
     model.__class__ = cls
     swap(model, "model")
     model.config.resformer = settings
+    freeze(find_host(model), True)
     lost = [key for key in info["missing_keys"] if ".resformer." in key]
     stray = [key for key in info["unexpected_keys"] if ".resformer." in key]
     if lost or stray:

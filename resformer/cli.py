@@ -32,9 +32,13 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         typer.echo(f"resformer: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("resformer: stopped; the same command goes on from here", err=True)
-        sys.exit(130)
+    except OSError as error:
+        typer.echo(f"resformer: cannot use {error.filename or 'a file'}: {error.strerror or error}", err=True)
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == 130:  # Ctrl-C
+            typer.echo("resformer: stopped; what is finished of a comparison stays, and is not run again", err=True)
+        raise
 
 
 @app.command()
@@ -114,6 +118,8 @@ def finetune(
 
     _quiet()
     splits = load_task(task, data)
+    if train_size is not None and train_size < 1:
+        raise ValueError(f"train_size must be at least 1, got {train_size}")
     if train_size is not None:
         splits["train"] = splits["train"].select(range(min(train_size, len(splits["train"]))))
     classifier, tokenizer = load_classifier(
@@ -138,7 +144,13 @@ def finetune(
         max_length=max_length,
         seed=seed,
         save_model=save_model,
-        describe={"model": model, "scheme": scheme, "init": init, "placement": placement, "train_size": train_size},
+        describe={
+            "model": model,
+            "scheme": scheme,
+            "init": init if scheme else None,
+            "placement": placement,
+            "train_size": train_size,
+        },
     )
     _tell(result, output)
 
@@ -226,7 +238,7 @@ def spread(arguments: list[str]) -> list[str]:
     """`--depths 2 8 32` as `--depths 2 --depths 8 --depths 32`, which is the only form that click reads."""
     result: list[str] = []
     option = None
-    for argument in arguments:
+    for argument in (part for whole in arguments for part in _parted(whole)):
         if argument.startswith("--"):
             option = argument if argument in LISTS else None
             if option is None:
@@ -236,6 +248,11 @@ def spread(arguments: list[str]) -> list[str]:
         else:
             result += [option, argument]
     return result
+
+
+def _parted(argument: str) -> list[str]:
+    name, equals, value = argument.partition("=")
+    return [name, value] if equals and name in LISTS else [argument]
 
 
 def _read(kind: type, text: Any) -> Any:
@@ -273,6 +290,9 @@ def _tell(result: dict[str, Any], output: Path) -> None:
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     typer.echo(f"{result['status']}, training loss {result['train_loss']}; {metrics or 'no metrics'}")
     typer.echo(f"result: {output / 'result.json'}")
+    if result["status"] == "diverged":
+        typer.echo("the loss was not finite: lower --learning-rate, or raise --warmup; no model is kept", err=True)
+        raise typer.Exit(3)
 
 
 def _show(what: Any) -> None:

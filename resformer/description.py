@@ -75,9 +75,9 @@ def describe(model: PreTrainedModel) -> Description:
     ]
     if frozen:
         rows.append(("not used", f"{frozen} parameters of the host's norms: kept, not trained"))
-    if scheme.edits():
-        gains = ", ".join(f"{role} × {gain:.4g}" for role, gain in scheme.edits().items())
-        rows.append(("weights edited", gains))
+    if own.edited:
+        gains = ", ".join(f"{edit.path} × {edit.gain:.4g}" for edit in own.edited)
+        rows.append(("edited", f"{gains} in layer {first}"))
     rows.append(("preservation", _preservation(own.difference, settings["init"])))
     return Description(title, tuple(rows))
 
@@ -86,7 +86,7 @@ def equation(model: PreTrainedModel) -> str:
     """The update that a patched model computes at each site, with the norms of this host in it, N for a norm."""
     own = next(module for module in model.modules() if isinstance(module, Residual))
     scheme = own.schemes[-1]
-    text = scheme.card()["equation"]
+    text = scheme.formula()
     if scheme.norms is not None:
         return text
     acts = own.acts[own.scheme_names[0]]

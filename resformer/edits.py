@@ -6,8 +6,21 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from resformer.hosts.family import Site
+from resformer.hosts.family import Family, Site
 from resformer.layer import Edit, Residual, find
+from resformer.schemes import Scheme
+
+
+def check_edits(family: Family, sites: list[Site], scheme: Scheme) -> None:
+    """A `ValueError` if the scheme scales projections that the family does not name."""
+    named = {role for site in sites for role in site.points}
+    ends = all({"o", "down"} & set(site.points) or "out" in site.norms for site in sites)
+    missing = [r for r in scheme.edits() if r not in named and r != "sum" and not (r == "branch" and ends)]
+    if missing:
+        raise ValueError(
+            f"scheme {scheme.name!r} scales the weights of {', '.join(missing)}, which family {family.name!r} does not "
+            "name; add them to the `points` of its sites"
+        )
 
 
 def edits_of(layer: nn.Module, own: Residual, site: Site, role: str, gain: float) -> list[Edit]:

@@ -77,10 +77,13 @@ def build_encoder(
 
 @torch.no_grad()
 def _draw_xavier(model: nn.Module) -> None:
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and id(module.weight) not in tied:
             nn.init.xavier_normal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=1.0 if name.endswith("word_embeddings") else 0.3)
+            if module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])

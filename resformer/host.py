@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ def find_host(model: PreTrainedModel) -> Host:
             and all(family_of(host_class(layer)) is family for layer in layers)
         ):
             _check_paths(family, base, layers[0])
+            _check_forwards(base, layers)
             return Host(model, base, family, layers)
     found = {type(m).__name__ for m in model.modules() if type(m).__name__.endswith(("Layer", "Block"))}
     raise unknown(
@@ -73,12 +75,30 @@ def _check_paths(family: Family, base: nn.Module, layer: nn.Module) -> None:
                 find(layer, path)
     except AttributeError as error:
         raise ValueError(f"family {family.name!r} does not fit {type(base).__name__}: {error}") from None
+    paths = [path for site in family.sites for path in (*site.calls, *site.norms.values())]
+    for name, child in layer.named_children():
+        known = any(path.split(".")[0] == name for path in paths) or name == "resformer"
+        if not known and any(True for _ in child.parameters()):
+            raise ValueError(
+                f"family {family.name!r} does not fit {type(base).__name__}: it says nothing of {name!r} in its "
+                "layers; add a site for it"
+            )
+
+
+def _check_forwards(base: nn.Module, layers: nn.ModuleList) -> None:
+    """A forward set on the object hides that of its class, and patching would change nothing."""
+    for name, module in base.named_modules():
+        if "forward" in vars(module) and (module is base or any(module is layer for layer in layers)):
+            raise ValueError(
+                f"{name or type(base).__name__!r} has a forward of its own (dispatched by accelerate, or wrapped by "
+                "hand); patch the model first, then dispatch or wrap it"
+            )
 
 
 def probe(host: Host) -> Tensor:
     """The last hidden state of a small fixed batch, in evaluation mode, without touching any random state."""
     config = host.model.config
-    length = min(8, getattr(config, "max_position_embeddings", 8) - 2)
+    length = max(1, min(8, getattr(config, "max_position_embeddings", 8) - 2))  # RoBERTa's positions start at 2
     device = host.model.device
     ids = torch.arange(2 * length, device=device).reshape(2, length) % config.vocab_size
     mask = torch.ones_like(ids)
@@ -90,9 +110,13 @@ def probe(host: Host) -> Tensor:
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
+    modules: list[Any] = [m for m in model.modules() if hasattr(m, "chunk_size_feed_forward")]
+    chunked = [(module, module.chunk_size_feed_forward) for module in modules]
     config = model.config
     use_cache = getattr(config, "use_cache", None)
     model.eval()
+    for module, _ in chunked:  # a chunk size need not divide the probe
+        module.chunk_size_feed_forward = 0
     if use_cache is not None:
         config.use_cache = False
     try:
@@ -100,6 +124,8 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        for module, size in chunked:
+            module.chunk_size_feed_forward = size
         if use_cache is not None:
             config.use_cache = use_cache
 

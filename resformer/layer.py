@@ -35,7 +35,7 @@ class Residual(nn.Module):
         self.frozen: list[str] = []  # parameters, by path from the layer, that no norm in use needs
         self.bypassed: list[str] = []  # parameters of the host's final norm, where the scheme wants none
         self.edited: list[Edit] = []
-        self.host_use_cache: bool | None = None  # what a scheme that cannot have a KV cache switched off
+        self.switched_off_cache = False  # for a scheme that cannot have a KV cache
         self.difference: float | None = None  # from the host's output, relative, measured when patched
 
     @property

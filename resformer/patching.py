@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from resformer import saving  # noqa: F401  (registers how a patched model saves itself)
-from resformer.edits import divide, edits_of, multiply
+from resformer.edits import check_edits, divide, edits_of, multiply
 from resformer.errors import unknown
 from resformer.host import Host, check_identity, difference, find_host, probe
 from resformer.hosts.family import Family, Projection, Site
@@ -104,7 +104,7 @@ def restore(model: PreTrainedModel, settings: dict[str, Any]) -> None:
     """Patch a model whose weights are still to come: nothing is drawn, edited or probed. For loading."""
     host = find_host(model)
     layers = settings["layers"]
-    chosen = range(len(host.layers)) if layers is None else range(*layers)
+    chosen = _range(None if layers is None else range(*layers), len(host.layers))
     plan = make_plan(
         host, settings["scheme"], settings["init"], settings["placement"], chosen, settings["options"], check=False
     )
@@ -115,8 +115,11 @@ def restore(model: PreTrainedModel, settings: dict[str, Any]) -> None:
 def _range(layers: range | slice | list[int] | None, depth: int) -> range:
     if layers is None:
         return range(depth)
-    numbers = list(range(depth)[layers]) if isinstance(layers, slice) else list(layers)
-    contiguous = bool(numbers) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    if isinstance(layers, slice):
+        layers = range(depth)[layers]
+    numbers = list(layers) if isinstance(layers, range | list | tuple) else []
+    contiguous = bool(numbers) and all(type(number) is int for number in numbers)
+    contiguous = contiguous and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     if not contiguous or numbers[0] < 0 or numbers[-1] >= depth:
         raise ValueError(f"layers must be a contiguous range within 0 to {depth - 1}, got {layers!r}")
     return range(numbers[0], numbers[-1] + 1)
@@ -171,6 +174,7 @@ def make_plan(
             schemes = {site.name: cls(place, init=init, **options) for place, site in pairs}
         if check and init == "preserve":
             _check_preserves(host.family, next(reversed(schemes.values())), placement)
+        check_edits(host.family, host.sites(layer), next(iter(schemes.values())))
         norms: dict[str, nn.Module] = {}
         acts: dict[str, dict[str, str]] = {}
         frozen: list[str] = []
@@ -291,8 +295,6 @@ def attach(host: Host, plan: Plan, *, edit_weights: bool = True) -> None:
         layer: Any = host.layers[number]
         layer.resformer = own
         own.frozen = [path for path in own.frozen if find(layer, path).requires_grad]
-        for path in own.frozen:
-            find(layer, path).requires_grad_(False)
         for site in host.sites(layer):
             scheme = getattr(own, site.name)
             for point in scheme.points:
@@ -307,29 +309,37 @@ def attach(host: Host, plan: Plan, *, edit_weights: bool = True) -> None:
     if plan.bypass_final_norm:
         norm, own = find(host.base, host.family.final_norm), plan.residuals[max(plan.residuals)]
         own.bypassed = [name for name, parameter in norm.named_parameters() if parameter.requires_grad]
-        norm.requires_grad_(False)
         swap(norm, "norm")
-    if any(scheme.repeats for own in plan.residuals.values() for scheme in own.schemes):
-        plan.residuals[min(plan.residuals)].host_use_cache = getattr(host.model.config, "use_cache", None)
+    freeze(host, True)
+    repeats = any(scheme.repeats for own in plan.residuals.values() for scheme in own.schemes)
+    if repeats and getattr(host.model.config, "use_cache", False):
+        plan.residuals[min(plan.residuals)].switched_off_cache = True
         host.model.config.use_cache = False
+
+
+def freeze(host: Host, frozen: bool) -> None:
+    """Stop or resume training the norms that the scheme leaves unused; loading a checkpoint makes all trainable."""
+    for layer in host.layers:
+        if isinstance(own := getattr(layer, "resformer", None), Residual):
+            for path in own.frozen:
+                find(layer, path).requires_grad_(not frozen)
+            for name in own.bypassed:
+                find(host.base, f"{host.family.final_norm}.{name}").requires_grad_(not frozen)
 
 
 def detach(host: Host) -> None:
     """Undo `attach`, also one that stopped half-way."""
+    freeze(host, False)
     for layer in host.layers:
         own = getattr(layer, "resformer", None)
         if own is None:
             continue
         for edit in reversed(own.edited):
             divide(layer, edit)
-        for path in own.frozen:
-            find(layer, path).requires_grad_(True)
-        for name in own.bypassed:
-            find(host.base, f"{host.family.final_norm}.{name}").requires_grad_(True)
         for module in layer.modules():
             _unhook(module)
-        if own.host_use_cache is not None:
-            host.model.config.use_cache = own.host_use_cache
+        if own.switched_off_cache:
+            host.model.config.use_cache = True
         if host_class(layer) is not type(layer):
             swap_back(layer)
         del layer.resformer

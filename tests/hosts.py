@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 import resformer
+from resformer.schemes import Place
 
 WIDTH, HEADS, FFN, VOCAB, TOKENS = 16, 2, 20, 32, 7  # FFN is no multiple of WIDTH: a mix-up of the two cannot pass
 
@@ -112,3 +113,10 @@ def randomize(module: nn.Module, seed: int = 1, scale: float = 0.5) -> None:
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in model.named_parameters()}
+
+
+def can_preserve(name: str, options: dict[str, Any], kind: str) -> bool:
+    """Whether a scheme with these options says that it keeps hosts of this kind."""
+    where = {"index": 0, "sites": 2, "layer": 0, "layers": 1, "width": 4, "widths": {"o": 4, "down": 4}}
+    place = Place(name="attn", last=False, closes=False, **where)
+    return resformer.schemes()[name](place, init="paper", **options).can_preserve(kind)

@@ -234,7 +234,7 @@ def ode(net: Net, x: Tensor) -> Tensor:
 
 
 def denseformer(net: Net, x: Tensor) -> Tensor:
-    """Pagliardini et al. 2024: Y_i = Σ α_ij X_j over j ≤ i with j ≡ i mod k, for i a multiple of p; X_{i+1} = B(Y_i)."""
+    """Pagliardini et al. 2024: Y_i = Σ α_ij X_j, j ≤ i, j ≡ i mod k, after each p-th layer; X_{i+1} = B(Y_i)."""
     dilation, period = net.options.get("dilation", 1), net.options.get("period", 1)
     y = net.embed(x)
     X = [y]
@@ -325,6 +325,23 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ode": [{"method": "euler"}, {"method": "rk4"}],
 }
 
+# How many parameters a scheme adds to L layers of two sites, of width D and of width I before the down projection.
+PARAMETERS: dict[str, Callable[..., int]] = {
+    "sub_ln": lambda L, D, I: 2 * L * (D + I),
+    "rezero": lambda L, D, I: 2 * L,
+    "layer_scale": lambda L, D, I: 2 * L * D,
+    "highway": lambda L, D, I, bias=-2.0, coupled=True: (2 if coupled else 4) * L * (D * D + D),
+    "exclusive_gate": lambda L, D, I, bias=-6.0: 2 * L * (D * D + D),
+    "shortcut_gate": lambda L, D, I, bias=-6.0: 2 * L * (D * D + D),
+    "concat": lambda L, D, I, enhance=True: 2 * L * ((4 if enhance else 2) * D * D + D),
+    "denseformer": lambda L, D, I, dilation=1, period=1: sum(
+        len(range(i, -1, -dilation)) for i in range(1, L + 1) if i % period == 0
+    ),
+    "hyper_connections": lambda L, D, I, num_streams=4, dynamic=False: (
+        2 * L * (num_streams**2 + 2 * num_streams + (D * (num_streams + 2) + 2 + 2 * D if dynamic else 0))
+    ),
+}
+
 # Where the papers have the norms: schemes that are about it, and those whose net from scratch is built so.
 FIXED = {"post_ln": "post", "pre_ln": "pre", "sub_ln": "pre", "b2t": "post", "deepnorm": "post"}
 PAPER = {
@@ -406,7 +423,9 @@ def host_net(family: str, twin: nn.Module, patched: nn.Module, given: dict[str, 
 def additive(real: Tensor, seen: list[list[bool]]) -> Tensor:
     """(B 1 T T): 0 where token i may look at token j, the least number where not."""
     allowed = torch.tensor(seen)[None] & real[:, None, :]
-    return torch.zeros(allowed.shape, dtype=torch.float64).masked_fill(~allowed, torch.finfo(torch.float64).min)[:, None]
+    return torch.zeros(allowed.shape, dtype=torch.float64).masked_fill(~allowed, torch.finfo(torch.float64).min)[
+        :, None
+    ]
 
 
 def _bert_parts(layer: Any, mask: Tensor):

@@ -67,7 +67,7 @@ def test_several_values_after_one_option():
     assert spread(["compare", "--depths", "2", "8", "--seeds", "2", "x"]) == [
         "compare", "--depths", "2", "--depths", "8", "--seeds", "2", "x",
     ]  # fmt: skip
-    assert spread(["--depths=2", "--output", "runs"]) == ["--depths=2", "--output", "runs"]
+    assert spread(["--depths=1", "2", "--output", "runs"]) == ["--depths", "1", "--depths", "2", "--output", "runs"]
 
 
 def test_finetune_then_finetune_what_it_saved(resformer, checkpoint, tmp_path):
@@ -91,6 +91,7 @@ def test_finetune_then_finetune_what_it_saved(resformer, checkpoint, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+COMPARE = ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--output", "x")
 WRONG = [
     (("schemes", "rezro"), "Did you mean 'rezero'"),
     (("data", "sentimnt", "--output", "x"), "Did you mean 'sentiment'"),
@@ -124,6 +125,13 @@ WRONG = [
     ),
     (("finetune", "--model", ".", "--task", "agreement", "--output", "x"), "config.json"),
     (("report", "nowhere"), "nowhere"),
+    (("finetune", "--model", "MODEL", "--task", "agreement", "--placement", "pre", "--output", "x"), "scheme as well"),
+    (("finetune", "--model", "MODEL", "--task", "agreement", "--train-size", "0", "--output", "x"), "train_size"),
+    ((*COMPARE, "--weight-init", "xav"), "'xavier'"),
+    ((*COMPARE, "--precision", "fp8"), "fp8"),
+    ((*COMPARE, "--max-length", "2"), "max_length"),
+    ((*COMPARE, "--init", "preserve", "--schemes", "pre_ln"), "cannot keep"),
+    ((*COMPARE, "--schemes", "post_ln:placement=pre"), "fixes where"),
 ]
 
 
@@ -134,6 +142,39 @@ def test_wrong_input_is_one_clear_message(resformer, checkpoint, tmp_path, monke
     assert code == 2, text
     assert message in text
     assert not (tmp_path / "x").exists(), "nothing may be written before the input is checked"
+
+
+def test_a_folder_without_tokenizer_or_whole_weights_is_refused(resformer, checkpoint, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    arguments = ("finetune", "--model", tmp_path, "--task", "agreement", "--output", tmp_path / "x")
+    code, text = resformer(*arguments)
+    assert code == 2
+    assert "tokenizer" in text
+    (tmp_path / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:500])
+    code, text = resformer(*arguments)
+    assert code == 2
+    assert "weights" in text
+
+
+def test_divergence_is_no_success(resformer, checkpoint, tmp_path):
+    steps = ("--steps", 4, "--batch-size", 4, "--train-size", 50, "--learning-rate", 1e30, "--clip", 0)
+    code, text = resformer("finetune", "--model", checkpoint, "--task", "agreement", *steps, "--output", tmp_path / "a")
+    assert code == 3
+    assert "not finite" in text
+
+
+def test_gpt2_gets_a_pad_token(resformer, checkpoint, tmp_path):
+    from transformers import AutoTokenizer, GPT2Config, GPT2Model
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.eos_token, tokenizer.pad_token = "[SEP]", None
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer), eos_token_id=3, bos_token_id=3)
+    GPT2Model(config).save_pretrained(tmp_path / "gpt2")
+    common = ("--task", "agreement", "--steps", 2, "--batch-size", 4, "--train-size", 20, "--scheme", "highway")
+    code, text = resformer("finetune", "--model", tmp_path / "gpt2", *common, "--output", tmp_path / "a")
+    assert code == 0, text
 
 
 def test_folder_of_something_else_is_refused(resformer, tmp_path):

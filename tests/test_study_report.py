@@ -295,8 +295,8 @@ def test_one_depth_and_no_scheme_that_learns(tmp_path: Path) -> None:
 
 def test_intervals_and_order_with_enough_seeds(tmp_path: Path) -> None:
     def clear(run: Run) -> dict[str, Any]:
-        score = {"pre_ln": 0.80, "rezero": 0.90, "deepnorm": 0.70}[run.scheme] + 0.002 * run.seed
-        return outcome(run) | {"score": score + (0.001 if (run.seed + len(run.scheme)) % 2 else 0)}
+        score, slope = {"pre_ln": (0.80, 0.002), "rezero": (0.90, 0.003), "deepnorm": (0.70, 0.001)}[run.scheme]
+        return outcome(run) | {"score": score + slope * run.seed}
 
     study = Study(("pre_ln", "rezero", "deepnorm"), (2, 8), ("sentiment",), 4)
     write_study(tmp_path / "clear", study, outcome=clear)
@@ -309,6 +309,93 @@ def test_intervals_and_order_with_enough_seeds(tmp_path: Path) -> None:
     _, text, _ = written(tmp_path / "noise")
     assert "order among all schemes at depth 8 is not resolved: the paired interval" in text
     assert "highest:" not in text
+
+
+def scores(table: dict[str, dict[int, float]]) -> Callable[[Run], dict[str, Any] | None]:
+    """Outcomes with these scores, by scheme and seed; a seed that is not in the table has not started."""
+    return lambda run: outcome(run) | {"score": found} if (found := table[run.scheme].get(run.seed)) else None
+
+
+def test_the_highest_score_is_one_over_the_seeds_that_all_share(tmp_path: Path) -> None:
+    # pre_ln has the highest mean by its lucky seed 3 alone, and loses at every shared seed
+    table = {"pre_ln": {0: 0.60, 1: 0.61, 2: 0.62, 3: 0.99}, "rezero": {0: 0.65, 1: 0.67, 2: 0.66}}
+    study = Study(("pre_ln", "rezero"), (8,), ("sentiment",), 4)
+    write_study(tmp_path / "runs", study, outcome=scores(table))
+    _, text, _ = written(tmp_path / "runs")
+    assert "pre_ln scores highest" not in text
+    assert "At depth 8 rezero scores highest on the 3 seeds they share: its paired differences" in text
+
+
+def test_the_highest_score_is_claimed_among_the_schemes_that_learn(tmp_path: Path) -> None:
+    table = {"pre_ln": {0: 0.60, 1: 0.61, 2: 0.62}, "rezero": {0: 0.65, 1: 0.67, 2: 0.66}}
+    table["deepnorm"] = {0: 0.90, 1: 0.91, 2: 0.92}
+
+    def uneven(run: Run) -> dict[str, Any] | None:
+        found = scores(table)(run)
+        return found | {"train_loss": 0.7} if found and (run.scheme, run.seed) == ("deepnorm", 0) else found
+
+    write_study(tmp_path / "runs", Study(tuple(table), (8,), ("sentiment",), 3), outcome=uneven)
+    _, text, _ = written(tmp_path / "runs")
+    assert "At depth 8 rezero scores highest of pre_ln and rezero: its paired differences" in text
+
+
+def test_identical_differences_order_nothing(tmp_path: Path) -> None:
+    table = {"pre_ln": {0: 0.6, 1: 0.7, 2: 0.8}, "rezero": {0: 0.7, 1: 0.8, 2: 0.9}}  # 0.1 each, but for rounding
+    write_study(tmp_path / "runs", Study(("pre_ln", "rezero"), (8,), ("sentiment",), 3), outcome=scores(table))
+    _, text, _ = written(tmp_path / "runs")
+    assert "scores highest" not in text
+    assert "is not resolved: paired differences that are the same at every seed leave no spread to judge by" in text
+
+
+def test_chance_and_losses_far_above_it_are_told_apart(tmp_path: Path) -> None:
+    losses = {"pre_ln": 0.2, "plain": 0.7, "post_ln": 7.3}
+
+    def far(run: Run) -> dict[str, Any]:
+        return outcome(run) | {"train_loss": losses.get(run.scheme, (0.7, 7.3)[run.seed])}
+
+    write_study(tmp_path / "runs", Study((*losses, "identity"), (2, 8), ("sentiment",), 2), outcome=far)
+    page, text, _ = written(tmp_path / "runs")
+    for shown in (page, text):
+        assert "within 2%" not in shown
+        assert "At chance: 0.68 or more, which is 98% of the loss of a constant guess (0.693)." in shown
+        assert "Worse than chance: above 1.5 times 0.68." in shown
+        assert "plain is at chance from depth 2 on" in shown
+        assert "post_ln is worse than chance from depth 2 on" in shown
+        assert "identity failed from depth 2 on" in shown
+        assert "worse than chance 0/2" in shown
+        assert "worse than chance: final training loss 7.300" in shown
+        assert "0/2 learned" in shown
+
+
+def test_a_run_that_diverged_is_not_at_chance(tmp_path: Path) -> None:
+    def half(run: Run) -> dict[str, Any]:
+        ended = {"status": "diverged", "score": None, "train_loss": None}
+        return outcome(run) | ({"train_loss": 0.7} if run.seed else ended)
+
+    write_study(tmp_path / "runs", Study(("plain",), (8,), ("sentiment",), 2), outcome=half)
+    page, *_ = written(tmp_path / "runs")
+    assert "plain failed at depth 8" in page
+    assert "0/2 learned, 1 diverged" in page
+    assert "At chance after a fixed number of steps" in page
+
+
+def test_no_claim_reaches_beyond_the_depths_a_scheme_finished(tmp_path: Path) -> None:
+    studies = [Study(("pre_ln",), (2, 8, 32), ("sentiment",)), Study(("plain", "rezero"), (2, 8), ("sentiment",))]
+    write_study(tmp_path / "one", *studies)
+    page, *_ = written(tmp_path / "one")
+    assert "plain is at chance at depth 8, the deepest it finished" in page
+    assert "rezero learns at depth 8, the deepest it finished" in page
+    write_study(tmp_path / "two", *studies, outcome=lambda r: outcome(r) | ({} if r.depth > 8 else {"train_loss": 0.7}))
+    page, *_ = written(tmp_path / "two")
+    assert "plain and rezero are at chance from depth 2 to 8, the deepest they finished" in page
+
+
+def test_counts_of_seeds_hold_for_every_scheme_they_name(tmp_path: Path) -> None:
+    studies = [Study(("pre_ln", "rezero"), (2, 8), ("sentiment",), 2), Study(("deepnorm",), (8,), ("sentiment",), 2)]
+    write_study(tmp_path / "runs", *studies)
+    _, text, _ = written(tmp_path / "runs")
+    assert "pre_ln and rezero still learn at depth 8 (2 of 2 seeds at depths 2 and 8); deepnorm learns" in text
+    assert "deepnorm learns at depth 8 (2 of 2 seeds)." in text
 
 
 def test_settings_are_never_averaged_over(tmp_path: Path) -> None:
@@ -350,6 +437,22 @@ def test_chance_on_unequal_classes_is_the_entropy_of_their_shares(tmp_path: Path
     page, *_ = written(tmp_path / "runs")
     assert "at chance 0/1" in page
     assert "Learned: final training loss below 0.61." in page
+
+
+@pytest.mark.parametrize(("majority", "threshold"), [(0.985, "0.0763"), (0.9995, "0.00421"), (0.512, "0.68")])
+def test_a_constant_guess_never_learns(tmp_path: Path, majority: float, threshold: str) -> None:
+    guess = -sum(p * math.log(p) for p in (majority, 1 - majority))
+    study = Study(("pre_ln", "plain"), (2,), ("sentiment",))
+
+    def skewed(run: Run) -> dict[str, Any]:
+        share = 1.0 if run.scheme == "plain" else 0.97
+        return outcome(run) | {"metrics": {"accuracy": majority, "majority": majority}, "train_loss": share * guess}
+
+    write_study(tmp_path / "runs", study, outcome=skewed)
+    page, *_ = written(tmp_path / "runs")
+    assert f"Learned: final training loss below {threshold}." in page
+    assert "pre_ln learns at depth 2" in page
+    assert "plain is at chance at depth 2" in page
 
 
 def test_protocol_and_commands_are_told_verbatim(quick_report: QuickReport) -> None:

@@ -23,6 +23,14 @@ def test_no_interval_below_three_runs(values: list[float]) -> None:
     assert not found.excludes(100.0)
 
 
+def test_identical_values_exclude_nothing() -> None:
+    found = estimate([0.7 - 0.6, 0.8 - 0.7, 0.9 - 0.8])  # the same but for rounding
+    assert found.flat
+    assert not found.excludes(0.0)
+    assert not estimate([0.1, 0.1, 0.1001]).flat
+    assert not estimate([0.1, 0.1]).flat
+
+
 def test_a_mean_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="no values"):
         estimate([])

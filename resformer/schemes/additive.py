@@ -38,7 +38,8 @@ class Scaled(Scheme):
     def edits(self) -> dict[str, float]:
         if self.init == "paper":
             return {}
-        return {"branch": self.shortcut / self.branch, "sum": self.shortcut}
+        gains = {"branch": self.shortcut / self.branch, "sum": self.shortcut}
+        return {role: gain for role, gain in gains.items() if gain != 1}
 
     def can_preserve(self, kind: str) -> bool:
         return kind == "post" or self.shortcut == 1
@@ -54,8 +55,8 @@ class ReZero(Scheme):
     Init        paper: a = 0, no norm, the network is the identity; preserve: a = 1, the host unchanged
     Options     none
     Reference   Bachlechner et al. 2020, arXiv:2003.04887
-    Differs     the authors' code shares one a between attention and feed-forward of a layer; the paper has one
-                for each residual connection, as here
+    Differs     the paper's Transformer and its code share one a between attention and feed-forward of a layer;
+                here each site has its own
     """
 
     preserves = ("post", "pre")
@@ -99,8 +100,9 @@ class DeepNorm(Scheme):
 
     x ← N(α x + F(x))
 
-    Parameters  none; with L layers in the only stack α = (2 L)^¼, β = (8 L)^-¼; with an encoder of N layers and a
-                decoder of M: encoder α = 0.81 (N⁴ M)^1/16, β = 0.87 (N⁴ M)^-1/16, decoder α = (3 M)^¼, β = (12 M)^-¼
+    Parameters  none. α = N^¼, β = (4 N)^-¼ for the N sites of an only stack (N = 2 L: the paper's (2 L)^¼, (8 L)^-¼)
+                and of a decoder under an encoder (N = 3 M); α = 0.81 (L⁴ M)^1/16, β = 0.87 (L⁴ M)^-1/16 for an
+                encoder of L layers under a decoder of M
     Init        paper: weights of v, o, up and down times β, q and k as they are; preserve: the branch's last
                 projection times α and the norm's eps times α², which keeps a post-LN host exactly
     Options     none
@@ -113,13 +115,11 @@ class DeepNorm(Scheme):
 
     def __init__(self, place: Place, *, init: str = "preserve"):
         super().__init__(place, init=init)
-        own, other = place.layers, place.other_layers
-        if not other:
-            self.alpha, self.beta = (2 * own) ** 0.25, (8 * own) ** -0.25
-        elif place.stack == "encoder":
-            self.alpha, self.beta = 0.81 * (own**4 * other) ** (1 / 16), 0.87 * (own**4 * other) ** (-1 / 16)
+        if place.stack == "encoder" and place.other_layers:
+            size = (place.layers**4 * place.other_layers) ** (1 / 16)
+            self.alpha, self.beta = 0.81 * size, 0.87 / size
         else:
-            self.alpha, self.beta = (3 * own) ** 0.25, (12 * own) ** -0.25
+            self.alpha, self.beta = place.sites**0.25, (4 * place.sites) ** -0.25
 
     @staticmethod
     def norms(place: Place) -> set[str]:

@@ -105,6 +105,10 @@ class Scheme(nn.Module):
         bias of what the branch ends with); "sum" (the eps of the norm after the add follows this factor)."""
         return {}
 
+    def formula(self) -> str:
+        """The equation in force with these options and this init, F(x) for the branch."""
+        return self.card()["equation"]
+
     def can_preserve(self, kind: str) -> bool:
         """Whether `init="preserve"` with these options keeps a host of this kind ("post" or "pre")."""
         return kind in self.preserves
@@ -168,7 +172,7 @@ def schemes() -> dict[str, type[Scheme]]:
 
 def find_scheme(name: str, options: dict[str, Any]) -> type[Scheme]:
     """The scheme of that name, which knows these options; else a `ValueError` with the nearest names."""
-    if name not in _SCHEMES:
+    if not isinstance(name, str) or name not in _SCHEMES:
         raise unknown("scheme", name, _SCHEMES)
     known = _SCHEMES[name].options()
     for option in options:

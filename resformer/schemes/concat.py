@@ -34,6 +34,9 @@ class Concat(Scheme):
         if init == "paper":
             nn.init.xavier_uniform_(self.weight)
 
+    def formula(self) -> str:
+        return self.card()["equation"] if self.enhance else "x ← W [x; F(x)] + b"
+
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
         parts = [s, y, s - y, s * y] if self.enhance else [s, y]
         return norm(functional.linear(torch.cat(parts, dim=-1), self.weight, self.shift))

@@ -24,6 +24,11 @@ class Gate(nn.Module):
         return torch.sigmoid(functional.linear(x, self.weight, self.shift))
 
 
+def doubled(gain: float, rule: str) -> str:
+    """The rule as it is written with a gain of 1 or 2."""
+    return f"2 ({rule})" if gain == 2 else rule
+
+
 @register("highway")
 class Highway(Scheme):
     """A learned gate divides between transforming and carrying.
@@ -46,6 +51,10 @@ class Highway(Scheme):
         self.gain = 1.0 if init == "paper" else 2.0
         self.transform = Gate(place.width, start)
         self.carry = None if coupled else Gate(place.width, -start)
+
+    def formula(self) -> str:
+        carry, where = ("(1 - T)", "") if self.coupled else ("C", ", C = σ(V x + c)")
+        return f"x ← {doubled(self.gain, f'T ⊙ F(x) + {carry} ⊙ x')}, T = σ(W x + b){where}"
 
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
         t = self.transform(s)
@@ -75,6 +84,9 @@ class ExclusiveGate(Scheme):
         self.gate = Gate(place.width, self.bias if init == "paper" else 0.0)
         self.gain = 1.0 if init == "paper" else 2.0
 
+    def formula(self) -> str:
+        return f"x ← {doubled(self.gain, 'g ⊙ F(x) + (1 - g) ⊙ x')}, g = σ(W x + b)"
+
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
         g = self.gate(s)
         return norm(self.gain * (g * y + (1 - g) * s))
@@ -101,6 +113,9 @@ class ShortcutGate(Scheme):
         self.bias = number("bias", bias)
         self.gate = Gate(place.width, self.bias if init == "paper" else 0.0)
         self.gain = 1.0 if init == "paper" else 2.0
+
+    def formula(self) -> str:
+        return f"x ← F(x) + {'2 ' if self.gain == 2 else ''}(1 - g) ⊙ x, g = σ(W x + b)"
 
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
         return norm(y + self.gain * (1 - self.gate(s)) * s)

@@ -16,12 +16,14 @@ class Tableau:
 
     a: tuple[tuple[float, ...], ...]  # rows of the strictly lower triangle
     b: tuple[float, ...]
+    text: str
 
 
+RK4 = "x + (k_1 + 2 k_2 + 2 k_3 + k_4) / 6, k_1 = f(x), k_2 = f(x + k_1 / 2), k_3 = f(x + k_2 / 2), k_4 = f(x + k_3)"
 METHODS = {
-    "euler": Tableau(a=((),), b=(1.0,)),
-    "rk2": Tableau(a=((), (1.0,)), b=(0.5, 0.5)),  # Heun
-    "rk4": Tableau(a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+    "euler": Tableau(a=((),), b=(1.0,), text="x + f(x)"),
+    "rk2": Tableau(a=((), (1.0,)), b=(0.5, 0.5), text="x + ½ (k_1 + k_2), k_1 = f(x), k_2 = f(x + k_1)"),  # Heun
+    "rk4": Tableau(a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6), text=RK4),
 }
 
 
@@ -42,7 +44,7 @@ class ODE(Scheme):
 
     def __init__(self, place: Place, *, init: str = "preserve", method: str = "rk2"):
         super().__init__(place, init=init)
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise unknown("method of scheme 'ode'", method, METHODS)
         self.method = method
 
@@ -52,6 +54,9 @@ class ODE(Scheme):
         for row in tableau.a:
             slopes.append(branch(advance(s, row, slopes)))
         return advance(s, tableau.b, slopes)
+
+    def formula(self) -> str:
+        return f"x ← {METHODS[self.method].text}, f(x) = layer(x) - x"
 
     def can_preserve(self, kind: str) -> bool:
         return self.method == "euler"

@@ -127,12 +127,16 @@ class B2T(Scheme):
     Init        none
     Options     none
     Reference   Takase et al. 2022, arXiv:2206.00330
+    Differs     the exception for the top layer is taken from a description of the paper, not checked in its text; the
+                authors' code also rescales initial weights, which is not done here
     """
 
     def __init__(self, place: Place, *, init: str = "preserve"):
         super().__init__(place, init=init)
+        if place.first and place.last:
+            raise ValueError("scheme 'b2t' bridges the sublayers of a layer; here each layer has only one")
         self.first, self.last = place.first, place.last
-        self.bridges = place.last and not place.first and place.layer < place.layers - 1
+        self.bridges = place.last and place.layer < place.layers - 1
 
     def read(self, s: Any) -> Tensor:
         return s if self.first else s[0]

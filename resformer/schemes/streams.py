@@ -22,6 +22,8 @@ class HyperConnections(Scheme):
                 final norm) or the mean (preserve, which then needs none)
     Options     num_streams=4 (S), dynamic=False: add scale · tanh(N(H) W) to [m R] and scale · tanh(N(H) v) to w
     Reference   Zhu et al. 2024, arXiv:2409.19606
+    Differs     the paper also scales the initial weights of the output projections by a factor of the square root of
+                S (section 4; the text leaves the direction open), which is not done here
     """
 
     preserves = ("post", "pre")
@@ -57,6 +59,10 @@ class HyperConnections(Scheme):
             y = branch(einsum(self.read_mix, h, "S, ... S D -> ... D"))
             h = einsum(self.mix, h, "S R, ... S D -> ... R D") + einsum(self.write_mix, y, "R, ... D -> ... R D")
         return (norm(h),)
+
+    def formula(self) -> str:
+        token = ", with m, R and w moved by scale · tanh of each token's streams" if self.dynamic else ""
+        return self.card()["equation"] + token
 
     def finish(self, s: Streams, norm: Norm) -> Tensor:
         return norm(s[0].sum(-2) if self.init == "paper" else s[0].mean(-2))

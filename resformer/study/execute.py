@@ -22,6 +22,8 @@ from resformer.study.progress import Progress
 from resformer.study.results import open_study, read_result
 from resformer.study.worker import Function, Slot, serve
 
+SHORTEST = 8  # tokens that an example may be cut to: fewer leave nothing of it
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -87,36 +89,43 @@ def execute(
 
 
 def check(study: Study) -> None:
-    """Raise `ValueError` for a task, a scheme or one of its options, or data that will not do.
-
-    What only shows on a built model is left to the runs, since importing its libraries takes seconds.
-    """
+    """Raise `ValueError` for a task, a scheme, a setting, or data that will not do."""
     from resformer.data.tasks import TASKS
 
     for task in study.tasks:
         if task not in TASKS:
             raise unknown("task", task, TASKS)
-    from resformer.schemes import Place, find_scheme
-    from resformer.schemes.base import INITS, PLACEMENTS
+    settings = study.settings
+    if settings.max_length < SHORTEST:
+        raise ValueError(f"max_length must be at least {SHORTEST} tokens, got {settings.max_length}")
+
+    import torch  # only now: this takes seconds, and what is looked at above is told at once
+
+    from resformer.data.glue import load_task
+    from resformer.encoders import build_encoder
+    from resformer.train.loop import PRECISIONS
     from resformer.train.schedule import factor
 
-    settings, depth = study.settings, max(study.depths)
-    if settings.init not in INITS:
-        raise unknown("init", settings.init, INITS)
+    if settings.precision not in PRECISIONS:
+        raise unknown("precision", settings.precision, PRECISIONS)
     factor(settings.schedule, steps=settings.steps, warmup=settings.warmup)
-    widths = dict.fromkeys(("in", "q", "k", "v", "o"), settings.width)
-    place = Place("attn", 0, 2 * depth, 0, depth, settings.width, heads=settings.heads, widths=widths)
-    for text in study.schemes:
-        name, options = parse_scheme(text)
-        placement = options.pop("placement", "native")
-        if placement not in PLACEMENTS:
-            raise unknown("placement", placement, PLACEMENTS)
-        find_scheme(name, options)(place, init=settings.init, **options)  # looks at the values, too
-    if foreign := [task for task in study.tasks if not TASKS[task].builtin]:
-        from resformer.data.glue import load_task
-
-        for task in foreign:  # columns, labels, emptiness; and a download happens once, not in every worker
-            load_task(task, settings.data)
+    with torch.random.fork_rng(devices=[]):
+        for text in study.schemes:
+            name, options = parse_scheme(text)
+            build_encoder(  # nothing knows better what can be built than building it, as small as it goes
+                depth=min(study.depths),
+                width=settings.width,
+                heads=settings.heads,
+                ffn=settings.ffn,
+                vocab_size=8,
+                max_length=8,
+                scheme=name,
+                init=settings.init,
+                weight_init=settings.weight_init,
+                **options,
+            )
+    for task in study.tasks:  # columns, labels, emptiness; and a download happens once, not in every worker
+        load_task(task, settings.data)
 
 
 def slots(workers: int | None) -> list[Slot]:
@@ -141,13 +150,7 @@ class _Worker:
         self.run: Run | None = None
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, function, slot))
-        # Ctrl-C in a terminal goes to every process. Here it is the parent's to decide, so the child is
-        # born with the signal blocked.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.process.start()
         theirs.close()  # so that the end of the process is the end of the connection
 
     def give(self, run: Run, directory: Path) -> None:

@@ -1,14 +1,15 @@
 """The sentences of the report, made from the numbers and no surer than they are."""
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from typing import Any
 
 from resformer.study.results import Result
 from resformer.study.stats import FEWEST, estimate
-from resformer.study.summary import Setting, learned, tied
+from resformer.study.summary import Setting, learned, outcome, tied
 
 COLLAPSED, APART = 0.9998, 0.995  # token cosines that told failing from learning nets in this project's trials
+
+FAILED = {"chance": "at chance", "worse": "worse than chance", "diverged": "diverged", "failed": "failed"}
 
 INITIALISATIONS = {
     "xavier": "Xavier initialisation",
@@ -60,9 +61,9 @@ def claims(setting: Setting) -> list[str]:
         (low, worst), (high, best) = min(scored), max(scored)
         return [f"mean scores at depth {setting.deepest} run from {low:.3f} ({worst}) to {high:.3f} ({best})"]
     deepest = setting.deepest
-    learn: list[str] = []
+    learn: dict[tuple[int, ...], list[str]] = {}  # the depths measured -> schemes
     partly: dict[int, list[str]] = {}
-    fail: dict[tuple[int, str], list[str]] = {}
+    fail: dict[tuple[int, int, str], list[str]] = {}
     uneven = []
     for scheme in setting.schemes:
         row = setting.row(scheme)
@@ -70,34 +71,33 @@ def claims(setting: Setting) -> list[str]:
             continue
         start = setting.fails_from(scheme)
         if setting.learns_to(scheme) == deepest:
-            learn.append(scheme)
+            learn.setdefault(tuple(cell.depth for cell in row), []).append(scheme)
         elif setting.learns_to(scheme) == row[-1].depth:
             partly.setdefault(row[-1].depth, []).append(scheme)
         elif start:
-            diverged = {cell.state for cell in row if cell.depth >= start}
-            how = "at chance" if diverged == {"chance"} else "diverged" if diverged == {"diverged"} else "failed"
-            fail.setdefault((start, how), []).append(scheme)
+            states = {cell.state for cell in row if cell.depth >= start}
+            how = states.pop() if len(states) == 1 else "failed"
+            fail.setdefault((start, row[-1].depth, how), []).append(scheme)
         else:
             odd = joined(f"{c.learned} of {len(c.finished)} at depth {c.depth}" for c in row if c.state != "learned")
             uneven.append(f"{scheme} learned unevenly ({odd})")
 
     parts = []
-    if learn:
-        still = "still " * (deepest > min(run.config["depth"] for run in setting.finished))
-        counts = _learned_counts(setting, learn)
-        parts.append(f"{joined(learn)} {still}{_verb('learn', learn)} at depth {deepest} ({counts})")
-    elif any(setting.row(scheme)[-1].learned for scheme in setting.schemes if setting.row(scheme)):
-        parts.append(f"no scheme learns in every run down to depth {deepest}")
-    else:
-        parts.append(f"no scheme learns at depth {deepest}")
+    for depths, names in sorted(learn.items(), key=lambda item: -len(item[0])):
+        still = "still " * (len(depths) > 1)
+        counts = _learned_counts(setting, names, depths)
+        parts.append(f"{joined(names)} {still}{_verb('learn', names)} at depth {deepest} ({counts})")
+    if not learn:
+        some = any(setting.row(scheme)[-1].learned for scheme in setting.schemes if setting.row(scheme))
+        parts.append(f"no scheme learns {'in every run down to' if some else 'at'} depth {deepest}")
     for depth, names in sorted(partly.items(), reverse=True):
-        parts.append(
-            f"{joined(names)} {_verb('learn', names)} at depth {depth}, the deepest finished of {_them(names)}"
-        )
-    for (start, how), names in sorted(fail.items(), reverse=True):
-        be = f"{'is' if len(names) == 1 else 'are'} at chance" if how == "at chance" else how
-        since = f"from depth {start} on" if start < deepest else f"at depth {start}"
-        parts.append(f"{joined(names)} {be} {since}")
+        parts.append(f"{joined(names)} {_verb('learn', names)} at depth {depth}, the deepest {_they(names)} finished")
+    for (start, end, how), names in sorted(fail.items(), reverse=True):
+        be = ("is " if len(names) == 1 else "are ") * (how in ("chance", "worse"))
+        until = "on" if end == deepest else f"to {end}"
+        since = f"from depth {start} {until}" if start < end else f"at depth {start}"
+        limit = f", the deepest {_they(names)} finished" * (end < deepest)
+        parts.append(f"{joined(names)} {be}{FAILED[how]} {since}{limit}")
     return [*parts, *uneven]
 
 
@@ -148,23 +148,33 @@ def order(setting: Setting) -> str:
     names = [cell.scheme for cell in scored]
     if len(names) < 2:
         return ""
-    pairs = list(combinations(names, 2))
-    level = 1 - 0.05 / len(pairs)  # Bonferroni: the best one is picked after looking at all pairs
-    gaps = {pair: setting.difference(*pair, depth, level) for pair in pairs}
-    which = "all schemes" if len(names) == len(setting.schemes) else joined(names)
-    if any(gap is None or gap.n < FEWEST for gap in gaps.values()):
-        return f"The order among {which} at depth {depth} is not resolved at so few seeds."
-    best = max(scored, key=lambda cell: estimate(list(cell.scores.values())).mean).scheme
-    own = {pair: gap for pair, gap in gaps.items() if best in pair}
-    if all(gap.excludes(0) for gap in own.values() if gap):
-        n = min(gap.n for gap in own.values() if gap)
+    # One sample of seeds for the means and for all pairs: otherwise the highest mean can lose every pair.
+    shared = sorted(set.intersection(*(set(cell.scores) for cell in scored)))
+    partial = any(len(cell.scores) > len(shared) for cell in scored)
+    over = f" on the {len(shared)} seeds they share" * partial
+    every = len(names) == len(setting.schemes)
+    unresolved = f"The order among {'all schemes' if every else joined(names)} at depth {depth} is not resolved"
+    if len(shared) < FEWEST:
+        return f"{unresolved} at so few {'shared ' * partial}seeds."
+    pairs = len(names) * (len(names) - 1) // 2
+    level = 1 - 0.05 / pairs  # Bonferroni: the best one is picked after looking at all pairs
+    best = max(scored, key=lambda cell: sum(cell.scores[seed] for seed in shared))
+    gaps = [
+        estimate([best.scores[seed] - other.scores[seed] for seed in shared], level)
+        for other in scored
+        if other is not best
+    ]
+    if all(gap.excludes(0) for gap in gaps):
+        among = "" if every else f" of {joined(names)}"
         return (
-            f"At depth {depth} {best} scores highest: its paired differences to the others exclude zero "
-            f"(Student-t, n = {n}, 95% over all {len(pairs)} pairs after Bonferroni)."
+            f"At depth {depth} {best.scheme} scores highest{among}{over}: its paired differences to the others "
+            f"exclude zero (Student-t, n = {len(shared)}, 95% over all {pairs} pairs after Bonferroni)."
         )
+    if any(gap.flat for gap in gaps):
+        return f"{unresolved}{over}: paired differences that are the same at every seed leave no spread to judge by."
     return (
-        f"The order among {which} at depth {depth} is not resolved: the paired interval between the highest "
-        f"mean and at least one other includes zero (95% over all {len(pairs)} pairs after Bonferroni)."
+        f"{unresolved}{over}: the paired interval between the highest mean and at least one other includes zero "
+        f"(95% over all {pairs} pairs after Bonferroni)."
     )
 
 
@@ -212,7 +222,7 @@ def caveats(settings: Sequence[Setting], runs: Sequence[Result]) -> list[str]:
         values = sorted({str(number(run.config[key])) for run in finished if key in run.config})
         if len(values) == 1:
             found.append(f"One {what} ({values[0]}): with another one the outcome can differ.")
-    if any(cell.state == "chance" for cell in cells):
+    if any(outcome(run, cell.threshold) == "chance" for cell in cells for run in cell.finished):
         found.append("At chance after a fixed number of steps can mean slow to learn rather than unable to.")
     blind = [r for s in settings for r in s.finished if learned(r, s.threshold) and "at_chance" in r.flags]
     if blind:
@@ -267,18 +277,17 @@ def ranges(depths: Sequence[int], among: Sequence[int]) -> str:
     return f"{'depth' if len(depths) == 1 else 'depths'} {joined(words)}"
 
 
-def _learned_counts(setting: Setting, schemes: Sequence[str]) -> str:
-    """In how many runs schemes that always learn did, deepest first: "1 of 1 seed; 2 of 2 at depths 2 to 16"."""
+def _learned_counts(setting: Setting, schemes: Sequence[str], depths: Sequence[int]) -> str:
+    """The runs of schemes that learned in all, deepest of `depths` first: "1 of 1 seed; 2 of 2 at depths 2 to 16"."""
     by_seeds: dict[int, list[int]] = {}  # seeds a cell (0: not the same for all) -> depths
-    for depth in reversed(setting.depths):
-        found = {len(setting.cells[scheme, depth].finished) for scheme in schemes} - {0}
-        if found:
-            by_seeds.setdefault(found.pop() if len(found) == 1 else 0, []).insert(0, depth)
+    for depth in reversed(depths):
+        found = {len(setting.cells[scheme, depth].finished) for scheme in schemes}
+        by_seeds.setdefault(found.pop() if len(found) == 1 else 0, []).insert(0, depth)
     words: list[str] = []
-    for seeds, depths in by_seeds.items():
+    for seeds, counted in by_seeds.items():
         count = f"{seeds} of {seeds}" if seeds else "every seed"
         noun = "" if words or not seeds else " seed" if seeds == 1 else " seeds"
-        place = "" if depths == [setting.deepest] else f" at {ranges(depths, setting.depths)}"
+        place = "" if counted == [setting.deepest] else f" at {ranges(counted, setting.depths)}"
         words.append(f"{count}{noun}{place}")
     return "; ".join(words)
 
@@ -303,8 +312,8 @@ def _verb(verb: str, names: Sequence[str]) -> str:
     return f"{verb}s" if len(names) == 1 else verb
 
 
-def _them(names: Sequence[str]) -> str:
-    return "it" if len(names) == 1 else "them"
+def _they(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "they"
 
 
 def _count(n: int, noun: str) -> str:

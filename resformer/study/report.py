@@ -15,14 +15,14 @@ from markupsafe import Markup, escape
 from resformer.study import figures, findings
 from resformer.study.results import Result, read_results, read_study
 from resformer.study.stats import Estimate, estimate
-from resformer.study.summary import NEAR, Cell, Setting, learned, not_started, split
+from resformer.study.summary import FAR, Cell, Setting, learned, not_started, outcome, split
 
 COSTS = {
     "parameters": "parameters",
     "scheme_parameters": "of the scheme",
     "seconds": "seconds",
     "examples_per_second": "examples/s",
-    "peak_memory_mb": "peak MiB",
+    "peak_memory_mb": "peak MiB of the process",
 }
 MINUS = "\N{MINUS SIGN}"
 
@@ -210,11 +210,17 @@ def best_first(setting: Setting) -> list[str]:
 
 
 def definition(setting: Setting) -> str:
-    """When a run counts as having learned."""
-    return (
-        f"Learned: final training loss below {setting.threshold:.2f}. At chance: at least that, i.e. within "
-        f"{100 * (1 - NEAR):.0f}% of the loss of a constant guess ({setting.guess_loss:.3f})."
+    """When a run counts as having learned; empty without a constant guess to compare with."""
+    if setting.threshold is None or setting.guess_loss is None:
+        return ""
+    threshold = f"{setting.threshold:.3g}"
+    words = (
+        f"Learned: final training loss below {threshold}. At chance: {threshold} or more, which is "
+        f"{setting.threshold / setting.guess_loss:.0%} of the loss of a constant guess ({setting.guess_loss:.3g})."
     )
+    if any(outcome(run, setting.threshold) == "worse" for run in setting.finished):
+        words += f" Worse than chance: above {FAR} times {threshold}."
+    return words
 
 
 def differences(setting: Setting) -> dict[str, list[Estimate | None]]:
@@ -246,12 +252,13 @@ def failures(setting: Setting) -> list[Failure]:
 
 
 def _failures(setting: Setting, cell: Cell) -> Iterator[Failure]:
-    chance = [run for run in cell.runs if run.status == "ok" and not learned(run, setting.threshold)]
-    losses = [run.train_loss for run in chance if run.train_loss is not None]
-    if losses and setting.threshold is not None:
-        low, high = f"{min(losses):.3f}", f"{max(losses):.3f}"
-        spread = low if low == high else f"{low} to {high}"
-        yield Failure(cell, "at chance", f"final training loss {spread}", tuple(chance))
+    for kind in ("chance", "worse"):
+        runs = [run for run in cell.finished if outcome(run, setting.threshold) == kind]
+        losses = [run.train_loss for run in runs if run.train_loss is not None]
+        if losses:
+            low, high = f"{min(losses):.3f}", f"{max(losses):.3f}"
+            spread = low if low == high else f"{low} to {high}"
+            yield Failure(cell, findings.FAILED[kind], f"final training loss {spread}", tuple(runs))
     for run in cell.runs:
         if run.status == "diverged":
             last = f"; last step logged {run.loss_curve[-1][0]:.0f}" if run.loss_curve else ""

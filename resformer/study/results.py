@@ -154,6 +154,11 @@ def _fault(payload: dict[str, Any]) -> str | None:
         return f"has status {payload.get('status')!r}, not 'ok' or 'diverged'"
     if payload["status"] == "ok" and not isinstance(payload.get("score"), int | float):
         return f"has score {payload.get('score')!r}, not a number"
+    if not isinstance(payload.get("train_loss"), int | float | None):
+        return f"has train_loss {payload['train_loss']!r}, not a number"
+    for name, kind in (("loss_curve", list), ("metrics", dict), ("diagnostics", dict), ("cost", dict)):
+        if not isinstance(payload.get(name, kind()), kind):
+            return f"has no {name}"
     return None
 
 

@@ -29,8 +29,13 @@ class Estimate:
         return None if self.half is None else self.mean + self.half
 
     def excludes(self, value: float) -> bool:
-        """Whether there is an interval and `value` lies outside of it."""
-        return self.half is not None and abs(self.mean - value) > self.half
+        """Whether there is an interval, `value` lies outside of it, and it is not `flat`."""
+        return self.half is not None and not self.flat and abs(self.mean - value) > self.half
+
+    @property
+    def flat(self) -> bool:
+        """Whether all values were the same but for rounding: the interval has no width, and tells nothing."""
+        return self.half is not None and self.half <= 1e-9 * abs(self.mean)
 
 
 def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:

@@ -19,6 +19,7 @@ from resformer.study.stats import Estimate, estimate, paired_difference
 
 AXES = ("scheme", "depth", "task", "seed")  # config keys that are no part of a setting
 NEAR = 0.98  # a final training loss from this share of the constant guess's on is "at chance"
+FAR = 1.5  # a final training loss above this many times the threshold of chance is "worse than chance"
 BASELINES = ("pre_ln", "post_ln", "identity")  # the first of these in a study is what others are compared with
 
 
@@ -54,16 +55,18 @@ class Cell:
 
     @property
     def state(self) -> str:
-        """learned, mixed, chance, diverged, scored (no constant guess), error, unfinished or missing."""
+        """The `outcome` of the finished runs: learned, chance, worse, diverged or scored.
+
+        Where they differ: "mixed" if some learned, "failed" if none did. Without any: error, unfinished or missing.
+        """
         if not self.runs:
             return "missing"
         if not self.finished:
             return "error" if self.count("failed") else "unfinished"
-        if self.count("diverged") == len(self.finished):
-            return "diverged"
-        if self.threshold is None:
-            return "scored"
-        return "learned" if self.learned == len(self.finished) else "mixed" if self.learned else "chance"
+        outcomes = {outcome(run, self.threshold) for run in self.finished}
+        if len(outcomes) == 1:
+            return outcomes.pop()
+        return "scored" if "scored" in outcomes else "mixed" if "learned" in outcomes else "failed"
 
     @property
     def verdict(self) -> str:
@@ -72,7 +75,9 @@ class Cell:
         words = {
             "learned": f"{n}/{n} learned",
             "mixed": f"{self.learned}/{n} learned",
+            "failed": f"0/{n} learned",
             "chance": f"at chance 0/{n}",
+            "worse": f"worse than chance 0/{n}",
             "diverged": f"diverged {n}/{n}",
             "scored": f"n = {n}",
             "missing": "not run",
@@ -88,9 +93,18 @@ class Cell:
 
 def learned(run: Result, threshold: float | None) -> bool:
     """Whether a run ended with a training loss below `threshold`. One that diverged did not."""
-    if run.status != "ok" or run.train_loss is None or threshold is None:
-        return False
-    return run.train_loss < threshold
+    return run.finished and outcome(run, threshold) == "learned"
+
+
+def outcome(run: Result, threshold: float | None) -> str:
+    """How a finished run ended: learned, chance, worse (than chance), diverged, or scored without a threshold."""
+    if run.status == "diverged":
+        return "diverged"
+    if threshold is None:
+        return "scored"
+    if run.train_loss is None:
+        return "chance"
+    return "learned" if run.train_loss < threshold else "chance" if run.train_loss <= FAR * threshold else "worse"
 
 
 @dataclass(frozen=True)
@@ -142,8 +156,12 @@ class Setting:
 
     @cached_property
     def threshold(self) -> float | None:
-        """The final training loss from which on a run is at chance."""
-        return None if self.guess_loss is None else round(NEAR * self.guess_loss, 2)
+        """The final training loss from which on a run is at chance; always below the constant guess's."""
+        if self.guess_loss is None:
+            return None
+        near = NEAR * self.guess_loss
+        short = round(near, 2)  # for people; too coarse where the guess is nearly always right
+        return short if abs(short - near) < (self.guess_loss - near) / 2 else float(f"{near:.3g}")
 
     @cached_property
     def deepest(self) -> int:
@@ -172,7 +190,7 @@ class Setting:
         """The depth from which on no run learned at any measured depth; 0: some run learned at the deepest."""
         smallest = 0
         for cell in reversed(self.row(scheme)):
-            if cell.state not in ("chance", "diverged"):
+            if cell.state not in ("chance", "worse", "diverged", "failed"):
                 break
             smallest = cell.depth
         return smallest
@@ -181,9 +199,9 @@ class Setting:
     def baseline(self) -> str | None:
         return next((name for name in BASELINES if name in self.schemes), None)
 
-    def difference(self, scheme: str, other: str, depth: int, level: float = 0.95) -> Estimate | None:
+    def difference(self, scheme: str, other: str, depth: int) -> Estimate | None:
         """Score of `scheme` minus that of `other` at a depth, paired by seed; None where no seed has both."""
-        return paired_difference(self.cells[scheme, depth].scores, self.cells[other, depth].scores, level)
+        return paired_difference(self.cells[scheme, depth].scores, self.cells[other, depth].scores)
 
 
 def not_started(studies: Sequence[Mapping[str, Any]], results: Sequence[Result], output: Path) -> list[Result]:

@@ -6,6 +6,7 @@ import fcntl
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -38,6 +39,7 @@ def serve(connection: Connection, function: Function | str, slot: Slot) -> None:
     "failed"     error.json says why. The process ends then: after an exception a device or a library
                  may be in a bad state, and a fresh process is safe
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches every process; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     faulthandler.enable()
     os.environ["OMP_NUM_THREADS"] = str(slot.threads)

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.checkpoint import from_pretrained, read_config
 from resformer.data.tasks import Task
 from resformer.patching import patch
+
+
+def _from_host(path: str, auto: Any, **kwargs: Any) -> PreTrainedModel:
+    return auto.from_pretrained(path, **kwargs)
 
 
 def load_classifier(
@@ -41,14 +46,22 @@ def load_classifier(
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
     patched = getattr(config, "resformer", None)
+    if placement and not scheme:
+        raise ValueError(f"placement {placement!r} is of a scheme; give the scheme as well")
     if patched and scheme:
         raise ValueError(f"model {path!r} is patched with {patched['scheme']!r} already; leave the scheme out")
     torch.manual_seed(seed)
-    if patched:
-        model = from_pretrained(path, AutoModelForSequenceClassification, config=config, ignore_mismatched_sizes=True)
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    load = from_pretrained if patched else _from_host
+    try:
+        model = load(path, AutoModelForSequenceClassification, config=config, ignore_mismatched_sizes=True)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read the weights of model {path!r}: {error}") from error
+    tokenizer = AutoTokenizer.from_pretrained(path, config=config)  # else it asks about the checkpoint's own code
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"model {path!r} holds no tokenizer; save it there with tokenizer.save_pretrained")
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:  # GPT-2 has none: any will do, it is masked
+        tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
     if scheme:
         patch(model, scheme, init=init, placement=placement, **(options or {}))
     return model, tokenizer

@@ -1,0 +1,353 @@
+"""A patched model is saved and comes back bit for bit through every door, and through none unnoticed."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hosts import batch, randomize, tiny_host
+from reference import VARIANTS
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    BertModel,
+)
+
+import resformer
+from resformer import families, schemes
+
+THREE = ["bert", "gpt2", "modernbert"]
+CASES = [(family, name, {}) for family in THREE for name in schemes()]
+CASES += [("bert", name, options) for name, variants in VARIANTS.items() for options in variants]
+CASE_IDS = [f"{family}-{name}{options or ''}" for family, name, options in CASES]
+CLASSIFY = AutoModelForSequenceClassification
+WEIGHTS = "model.resformer.safetensors"
+
+
+def host(family: str, auto=AutoModel):
+    return tiny_host(family, auto, layers=3, attention="sdpa")  # what loading chooses
+
+
+def saved(directory: Path, family: str, name: str, *, auto=CLASSIFY, init="paper", layers=None, **options):
+    """A patched host with trained-like parameters, and its checkpoint."""
+    model = resformer.patch(host(family, auto), name, init=init, layers=layers, **options)
+    randomize(model)
+    model.save_pretrained(directory)
+    return model
+
+
+def assert_same_model(found, expected) -> None:
+    """The same function, names, settings and numbers, to the bit."""
+    assert type(found).__qualname__ == type(expected).__qualname__
+    assert found.config.resformer == expected.config.resformer
+    assert found.config.model_type == expected.config.model_type
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for key, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[key], value), key
+    assert {n for n, p in found.named_parameters() if p.requires_grad} == {
+        n for n, p in expected.named_parameters() if p.requires_grad
+    }
+    # copies: sums of products may round otherwise where weights lie in memory as a file had them
+    outputs = [copy.deepcopy(model).eval()(**batch(padded=True)) for model in (found, expected)]
+    kind = "logits" if "logits" in outputs[0] else "last_hidden_state"
+    assert torch.equal(outputs[0][kind], outputs[1][kind])
+
+
+@pytest.mark.parametrize(("family", "name", "options"), CASES, ids=CASE_IDS)
+def test_round_trip(tmp_path, family, name, options):
+    model = saved(tmp_path, family, name, **options)
+    found = resformer.from_pretrained(tmp_path, CLASSIFY)
+    assert_same_model(found, model)
+    concrete = resformer.from_pretrained(str(tmp_path), type(host(family, CLASSIFY)))
+    assert_same_model(concrete, model)
+    base = resformer.from_pretrained(tmp_path, AutoModel)
+    assert_same_model(base, model.base_model)
+    # the loaded model is a patched model like any other: it can be trained, saved again and unpatched
+    found.train()(**batch(labels=True), use_cache=False).loss.backward()
+    found.save_pretrained(tmp_path / "again")
+    assert_same_model(resformer.from_pretrained(tmp_path / "again", CLASSIFY), model)
+    resformer.unpatch(found)
+    assert found.state_dict().keys() == host(family, CLASSIFY).state_dict().keys()
+
+
+@pytest.mark.parametrize("family", list(families()))
+def test_round_trip_of_every_family(tmp_path, family):
+    model = saved(tmp_path, family, "hyper_connections", layers=range(1, 3), dynamic=True)
+    assert_same_model(resformer.from_pretrained(tmp_path, CLASSIFY), model)
+
+
+@pytest.mark.parametrize(("family", "name"), [("bert", "deepnorm"), ("bert", "scaled"), ("gpt2", "highway")])
+def test_round_trip_of_a_preserving_start(tmp_path, family, name):
+    """Folded factors are not folded twice, the norm's eps comes back, and unpatching gives the host back."""
+    options = {"shortcut": 0.5, "branch": 2.0} if name == "scaled" else {}
+    original = host(family)
+    model = resformer.patch(host(family), name, **options)
+    model.save_pretrained(tmp_path)
+    found = resformer.from_pretrained(tmp_path, AutoModel)
+    assert_same_model(found, model)
+    resformer.unpatch(found)
+    for key, value in original.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[key], value, rtol=1e-14, atol=0)
+    epsilons = [[m.eps for m in model.modules() if hasattr(m, "eps")] for model in (found, original)]
+    assert epsilons[0] == epsilons[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "placement"),
+    [
+        ("bert", "highway", "sandwich"),
+        ("bert", "rezero", "pre"),
+        ("gpt2", "scaled", "post"),
+        ("modernbert", "concat", "none"),
+    ],
+)
+def test_round_trip_of_moved_norms(tmp_path, family, name, placement):
+    model = resformer.patch(host(family), name, init="paper", placement=placement)
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    assert_same_model(resformer.from_pretrained(tmp_path, AutoModel), model)
+
+
+@pytest.mark.parametrize(("family", "auto"), [("bert", AutoModelForMaskedLM), ("gpt2", AutoModelForCausalLM)])
+def test_another_head(tmp_path, family, auto):
+    """Pretrain with one head, fine-tune with another: only the new head is missing."""
+    model = saved(tmp_path, family, "highway", auto=auto)
+    found, info = resformer.from_pretrained(tmp_path, CLASSIFY, output_loading_info=True)
+    assert info["missing_keys"]
+    assert all("score" in key or "classifier" in key or "pooler" in key for key in info["missing_keys"])
+    outputs = [copy.deepcopy(m.base_model).eval()(**batch()).last_hidden_state for m in (found, model)]
+    assert torch.equal(*outputs)
+
+
+def test_arguments_of_from_pretrained(tmp_path):
+    model = saved(tmp_path, "bert", "highway")
+    half = resformer.from_pretrained(tmp_path, CLASSIFY, dtype=torch.bfloat16, device_map="cpu")
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert torch.equal(half.state_dict()["classifier.weight"], model.classifier.weight.bfloat16())
+    more = resformer.from_pretrained(tmp_path, CLASSIFY, num_labels=5, ignore_mismatched_sizes=True)
+    assert more.classifier.out_features == 5
+    eager = resformer.from_pretrained(tmp_path, CLASSIFY, attn_implementation="eager")
+    assert eager.config._attn_implementation == "eager"
+    given = batch() | {"output_attentions": True}
+    assert len(eager(**given).attentions) == 3
+
+
+def test_shards(tmp_path):
+    model = resformer.patch(host("bert", CLASSIFY), "highway")
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert_same_model(resformer.from_pretrained(tmp_path, CLASSIFY), model)
+
+
+def test_base_model_saves_itself_as_patched(tmp_path):
+    model = resformer.patch(host("bert", CLASSIFY), "highway")
+    model.bert.save_pretrained(tmp_path)
+    assert_same_model(resformer.from_pretrained(tmp_path, AutoModel), model.bert)
+
+
+def test_weights_of_the_host_are_not_left_beside_ours(tmp_path):
+    model = host("bert")
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    resformer.patch(model, "plain", init="paper")
+    with pytest.raises(ValueError, match=r"not patched.*another directory"):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    model.save_pretrained(tmp_path / "ours")
+    model.save_pretrained(tmp_path / "ours")
+    resformer.unpatch(model).save_pretrained(tmp_path / "ours")  # the host over ours: it is the host that is found
+    assert not hasattr(BertModel.from_pretrained(tmp_path / "ours").config, "resformer")
+
+
+def test_unpatched_model_saves_as_the_host(tmp_path):
+    original = host("bert", CLASSIFY)
+    model = resformer.unpatch(resformer.patch(host("bert", CLASSIFY), "highway"))
+    model.save_pretrained(tmp_path)
+    found = CLASSIFY.from_pretrained(tmp_path)
+    assert torch.equal(found(**batch()).logits, original(**batch()).logits)
+    assert not hasattr(found.config, "resformer")
+
+
+# ------------------------------------------------------------------------------------------------ other processes
+
+PREAMBLE = """
+import copy, json, sys, torch
+from pathlib import Path
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+import transformers
+root = Path(sys.argv[1])
+cases = json.loads((root / "cases.json").read_text())
+given = torch.load(root / "batch.pt")
+
+def check(model, case):
+    found = copy.deepcopy(model).eval()(**given).logits
+    assert torch.equal(found, torch.load(root / case["path"] / "logits.pt")), case
+"""
+UNINSTALLED = """
+for case in cases:
+    path, concrete = root / case["path"], getattr(transformers, case["class"])
+    base = getattr(transformers, case["base"])
+    for load in (AutoModel, AutoModelForSequenceClassification, AutoConfig, concrete, base):
+        try:
+            load.from_pretrained(path)
+        except (ValueError, OSError) as error:
+            assert "trust_remote_code" in str(error) or "model.safetensors" in str(error), (case, load, error)
+        else:
+            raise AssertionError(f"{case} was loaded by {load} as if it were not patched")
+assert "resformer" not in sys.modules
+"""
+INSTALLED = """
+import resformer
+resformer.install(), resformer.install()
+for case in cases:
+    path, concrete = root / case["path"], getattr(transformers, case["class"])
+    check(AutoModelForSequenceClassification.from_pretrained(path), case)
+    model = concrete.from_pretrained(path)
+    check(model, case)
+    assert type(model).__qualname__ == case["class"] and model.config.resformer["scheme"] == case["scheme"]
+    assert AutoConfig.from_pretrained(path).resformer["scheme"] == case["scheme"]
+assert AutoModel.from_pretrained(path, dtype=torch.bfloat16).dtype == torch.bfloat16
+for load in (concrete, AutoModelForSequenceClassification):
+    more = load.from_pretrained(path, num_labels=5, ignore_mismatched_sizes=True)
+    assert more.config.num_labels == 5 and more(**given).logits.shape == (2, 5)
+plain = transformers.BertModel.from_pretrained(root / "plain")
+assert not hasattr(plain.config, "resformer")
+resformer.patch(plain, "rezero")
+try:
+    transformers.BertModel.from_pretrained(root / "plain", config=plain.config)
+except ValueError as error:
+    assert "is not patched" in str(error)
+else:
+    raise AssertionError("the config of a patched model with unpatched weights")
+"""
+REMOTE = """
+for case in cases:
+    check(AutoModelForSequenceClassification.from_pretrained(root / case["path"], trust_remote_code=True), case)
+assert "resformer" in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """Every scheme on three hosts, with what the models compute, and one host that is not patched."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    cases = []
+    for family in THREE:
+        for name in schemes():
+            path = f"{family}-{name}"
+            model = saved(root / path, family, name)
+            torch.save(model(**batch()).logits.detach(), root / path / "logits.pt")
+            names = {"class": type(model).__name__, "base": type(model.base_model).__name__}
+            cases.append({"path": path, "family": family, "scheme": name} | names)
+    tiny_host("bert").save_pretrained(root / "plain")
+    torch.save(batch(), root / "batch.pt")
+    (root / "cases.json").write_text(json.dumps(cases))
+    return root
+
+
+@pytest.mark.parametrize("door", ["uninstalled", "installed", "remote"])
+def test_doors_of_transformers(checkpoints, tmp_path, door):
+    """In a process of its own: nothing loads a patched checkpoint as the host, and the two doors load it whole."""
+    script = PREAMBLE + {"uninstalled": UNINSTALLED, "installed": INSTALLED, "remote": REMOTE}[door]
+    package = str(Path(resformer.__file__).parents[1])
+    environment = os.environ | {"HF_HOME": str(tmp_path), "PYTHONPATH": package}
+    command = [sys.executable, "-c", script, str(checkpoints)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["rezero", "plain"])
+def test_no_silent_loading_where_resformer_is_imported(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("builtins.input", lambda prompt: "n")  # transformers asks whether to trust the code
+    saved(tmp_path, "bert", name)
+    for load in (AutoModel, CLASSIFY):
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            load.from_pretrained(tmp_path)
+    for load in (BertModel, BertForSequenceClassification):
+        with pytest.raises(OSError, match=r"model\.safetensors"):
+            load.from_pretrained(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ damaged
+
+
+def edit_config(directory: Path, **changes) -> None:
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config["resformer"] |= changes
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "version 2 .*reads version 1"),
+        ({"version": None}, "version None"),
+        ({"scheme": "higway"}, "Did you mean 'highway'"),
+        ({"options": {"bais": 1.0}}, "Did you mean 'bias'"),
+        ({"options": {"bias": "x"}}, "'bias' must be a finite number"),
+        ({"layers": [0, 9]}, "layers"),
+        ({"host": "no_such_host"}, "no_such_host"),
+    ],
+)
+def test_settings_that_cannot_be_read(tmp_path, changes, message):
+    saved(tmp_path, "bert", "highway")
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        resformer.from_pretrained(tmp_path, CLASSIFY)
+
+
+@pytest.mark.parametrize("field", ["version", "host", "scheme", "init", "placement", "layers", "options"])
+def test_settings_that_lack_something(tmp_path, field):
+    saved(tmp_path, "bert", "highway")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["resformer"][field]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=field):
+        resformer.from_pretrained(tmp_path, CLASSIFY)
+
+
+def test_a_missing_scheme_parameter_is_noticed(tmp_path):
+    saved(tmp_path, "bert", "highway")
+    weights = load_file(tmp_path / WEIGHTS)
+    lost = next(key for key in weights if ".resformer." in key)
+    save_file({key: value for key, value in weights.items() if key != lost}, tmp_path / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"missing.*{lost}.*damaged"):
+        resformer.from_pretrained(tmp_path, CLASSIFY)
+
+
+def test_parameters_of_another_scheme_are_noticed(tmp_path):
+    saved(tmp_path, "bert", "highway")
+    edit_config(tmp_path, scheme="plain", options={})
+    with pytest.raises(ValueError, match=r"'plain'.*unexpected.*damaged"):
+        resformer.from_pretrained(tmp_path, CLASSIFY)
+    edit_config(tmp_path, scheme="highway", options={"coupled": False})
+    with pytest.raises(ValueError, match=r"missing.*carry.*damaged"):
+        resformer.from_pretrained(tmp_path, CLASSIFY)
+
+
+def test_a_parameter_of_another_shape_is_noticed(tmp_path):
+    saved(tmp_path, "bert", "hyper_connections")
+    edit_config(tmp_path, options={"num_streams": 2})
+    with pytest.raises((ValueError, RuntimeError), match=r"resformer|mismatch"):
+        resformer.from_pretrained(tmp_path, CLASSIFY)
+
+
+def test_what_is_not_a_patched_checkpoint(tmp_path):
+    tiny_host("bert").save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"not a patched checkpoint.*resformer.patch"):
+        resformer.from_pretrained(tmp_path / "plain", AutoModel)
+    with pytest.raises(OSError, match="no_such_directory"):
+        resformer.from_pretrained(tmp_path / "no_such_directory", AutoModel)
+    saved(tmp_path / "bert", "bert", "rezero")
+    with pytest.raises(ValueError, match="AutoModelForImageClassification knows no model for a BertConfig"):
+        resformer.from_pretrained(tmp_path / "bert", AutoModelForImageClassification)

@@ -1,0 +1,252 @@
+"""Schemes on hosts: the identity is the host bit for bit, preserving schemes keep it, and the update is the paper's."""
+
+import pytest
+import torch
+from hosts import FFN, TOKENS, WIDTH, batch, can_preserve, gradients, randomize, tiny_config, tiny_host
+from reference import PARAMETERS, REFERENCES, VARIANTS, host_net, insert_inner_norms, placement_of
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import resformer
+from resformer import families, schemes
+
+FAMILIES = list(families())
+THREE = ["bert", "gpt2", "modernbert"]
+CASES = [(name, options) for name in schemes() for options in ({}, *VARIANTS.get(name, []))]
+CASE_IDS = [f"{name}-{options}" if options else name for name, options in CASES]
+
+
+PRESERVING = [
+    (family, name, options)
+    for family in FAMILIES
+    for name, options in CASES
+    if can_preserve(name, options, families()[family].kind)
+]
+PRESERVING_IDS = [f"{family}-{name}{options or ''}" for family, name, options in PRESERVING]
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).detach().abs().max() / expected.double().detach().abs().max())
+
+
+# ------------------------------------------------------------------------------------------------ identity
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_identity_is_the_host_bit_for_bit(family, attention):
+    """Logits, hidden states, attentions; and with dropout at equal seeds the loss and every gradient."""
+    make = dict(attention=attention, dropout=0.2, dtype=torch.float32)
+    host = tiny_host(family, AutoModelForSequenceClassification, **make)
+    patched = resformer.patch(tiny_host(family, AutoModelForSequenceClassification, **make), "identity")
+    assert patched.state_dict().keys() == host.state_dict().keys()
+    given = batch(padded=True, labels=True)
+    wanted = {"output_hidden_states": True, "output_attentions": attention == "eager"}
+    expected, found = host(**given, **wanted), patched(**given, **wanted)
+    assert torch.equal(found.logits, expected.logits)
+    for kind in ("hidden_states", "attentions") if attention == "eager" else ("hidden_states",):
+        assert len(found[kind]) == len(expected[kind]) == (3 if kind == "hidden_states" else 2)
+        assert all(torch.equal(f, e) for f, e in zip(found[kind], expected[kind], strict=True)), kind
+    losses = []
+    for model in (host, patched):
+        model.train()
+        torch.manual_seed(0)
+        losses.append(model(**given).loss)
+        losses[-1].backward()
+    assert torch.equal(*losses)
+    assert not torch.equal(losses[0], expected.loss), "dropout must be on for this to mean anything"
+    for name, gradient in gradients(host).items():
+        other = gradients(patched)[name]
+        assert (gradient is None) == (other is None), name
+        assert gradient is None or torch.equal(gradient, other), name
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_identity_with_cross_attention_and_cache(family):
+    changes = {"is_decoder": True, "add_cross_attention": True}
+    host, patched = (tiny_host(family, AutoModelForCausalLM, dtype=torch.float32, **changes) for _ in range(2))
+    resformer.patch(patched, "identity")
+    assert any(name.endswith("resformer.cross") for name, _ in patched.named_modules())
+    states = torch.randn(2, 5, host.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    given = batch() | {"encoder_hidden_states": states, "use_cache": True}
+    expected, found = host(**given), patched(**given)
+    assert torch.equal(found.logits, expected.logits)
+    step = {"input_ids": torch.tensor([[4], [5]]), "encoder_hidden_states": states}
+    again = [model(**step, past_key_values=o.past_key_values) for model, o in ((host, expected), (patched, found))]
+    assert torch.equal(again[0].logits, again[1].logits)
+    without = dict(batch())
+    assert torch.equal(patched(**without).logits, host(**without).logits)
+    assert not torch.equal(patched(**without).logits, found.logits), "cross-attention must matter"
+
+
+def test_states_for_a_host_without_cross_attention_are_refused_as_the_host_does():
+    model = resformer.patch(tiny_host("gpt2"), "rezero")
+    with pytest.raises(ValueError, match="encoder_hidden_states"):
+        model(**batch(), encoder_hidden_states=torch.zeros(2, 5, 16, dtype=torch.float64))
+
+
+def test_chunked_feed_forward():
+    host, patched = (tiny_host("bert", chunk_size_feed_forward=1) for _ in range(2))
+    resformer.patch(patched, "highway")
+    assert torch.equal(patched(**batch()).last_hidden_state, host(**batch()).last_hidden_state)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_site_is_visited_once(family):
+    model = resformer.patch(tiny_host(family, layers=3), "identity")
+    visits = []
+    for name, module in model.named_modules():
+        if type(module) is schemes()["identity"]:
+            module.step = lambda s, f, n, name=name, step=module.step: visits.append(name) or step(s, f, n)
+    model(**batch())
+    assert len(visits) == len(set(visits)) == 3 * len([s for s in families()[family].sites if not s.when])
+
+
+# ------------------------------------------------------------------------------------------------ preservation
+
+
+@pytest.mark.parametrize("std", [0.02, 0.2])
+@pytest.mark.parametrize(("family", "name", "options"), PRESERVING, ids=PRESERVING_IDS)
+def test_preserving_schemes_keep_the_host(family, name, options, std):
+    given = batch(padded=True)
+    host = tiny_host(family, std=std)
+    exact = host(**given).last_hidden_state
+    double = resformer.patch(tiny_host(family, std=std), name, **options)
+    assert relative(double(**given).last_hidden_state, exact) <= 1e-10
+    single_host = tiny_host(family, std=std, dtype=torch.float32)
+    rounding = relative(single_host(**given).last_hidden_state, exact)
+    single = resformer.patch(tiny_host(family, std=std, dtype=torch.float32), name, **options)
+    found = single(**given).last_hidden_state
+    assert relative(found, single_host(**given).last_hidden_state) <= 10 * rounding
+    if name in ("highway", "exclusive_gate", "shortcut_gate", "rezero", "layer_scale", "denseformer", "drop_path"):
+        assert torch.equal(found, single_host(**given).last_hidden_state), "the algebra is exact"
+
+
+def test_branches_of_the_hosts_matter():
+    """Else preservation would be easy: without its branches each host computes something else."""
+    for family in FAMILIES:
+        host, patched = tiny_host(family), resformer.patch(tiny_host(family), "rezero", init="paper")
+        assert relative(patched(**batch()).last_hidden_state, host(**batch()).last_hidden_state) > 0.1, family
+
+
+@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize("name", list(schemes()))
+def test_all_scheme_parameters_learn_within_three_steps(family, name):
+    kind = families()[family].kind
+    init = "preserve" if can_preserve(name, {}, kind) else "paper"
+    model = tiny_host(family, AutoModelForSequenceClassification)
+    resformer.patch(model, name, init=init).train()
+    ours = {n: p for n, p in model.named_parameters() if ".resformer." in n}
+    seen = set()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for step in range(3):
+        model(**batch(labels=True, seed=step)).loss.backward()
+        for n, p in model.named_parameters():
+            if p.requires_grad and "pooler" not in n and "embed" not in n:
+                assert p.grad is not None, f"{n} would be an unused parameter"
+        seen |= {n for n, p in ours.items() if p.grad.any()}
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    assert seen == set(ours)
+
+
+# ------------------------------------------------------------------------------------------------ the update on hosts
+
+
+@pytest.mark.parametrize("init", ["paper", "preserve"])
+@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize(("name", "options"), CASES, ids=CASE_IDS)
+def test_update_on_hosts_is_the_papers(family, name, options, init):
+    kind = families()[family].kind
+    if init == "preserve" and not can_preserve(name, options, kind):
+        pytest.skip("cannot preserve this host")
+    given = batch(padded=True)
+    patched = resformer.patch(tiny_host(family, layers=3), name, init=init, **options)
+    twin = tiny_host(family, layers=3)
+    own = patched.state_dict()
+    twin.load_state_dict({key: own[key] for key in twin.state_dict()})  # weight edits included
+    if init == "preserve":  # the norms' eps follows the fold
+        modules = dict(patched.named_modules())
+        for path, module in twin.named_modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.eps = modules[path].eps
+    randomize(patched)
+    if name == "sub_ln":
+        insert_inner_norms(family, twin, patched)
+    net, x = host_net(family, twin, patched, given, placement_of(name, init, kind))
+    net.options, net.init = options, init
+    with torch.no_grad():
+        expected = REFERENCES[name](net, x)
+        found = patched(**given).last_hidden_state
+    real = given["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", THREE)
+def test_drop_path_in_training_leaves_out_branches(family):
+    """Masks drawn again from the same seed, in the order of the sites."""
+    given = batch(padded=True)
+    patched = resformer.patch(tiny_host(family, layers=3), "drop_path", p=0.8).train()
+    net, x = host_net(family, tiny_host(family, layers=3), patched, given, families()[family].kind)
+    net.options, net.training = {"p": 0.8}, True
+    outputs = []
+    for compute in (lambda: patched(**given).last_hidden_state, lambda: REFERENCES["drop_path"](net, x)):
+        torch.manual_seed(3)
+        outputs.append(compute().detach())
+    real = given["attention_mask"].bool()
+    torch.testing.assert_close(outputs[0][real], outputs[1][real], rtol=1e-10, atol=1e-10)
+    assert relative(outputs[0], patched.eval()(**given).last_hidden_state) > 0.1
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=CASE_IDS)
+def test_parameters_are_as_many_as_said(name, options):
+    model = resformer.patch(tiny_host("bert", layers=4), name, init="paper", **options)
+    own = [scheme for layer in model.encoder.layer for scheme in layer.resformer.schemes]
+    own = [scheme for scheme in own if scheme.name == name]
+    found = sum(p.numel() for scheme in own for p in scheme.parameters())
+    assert found == PARAMETERS.get(name, lambda *_, **__: 0)(4, WIDTH, FFN, **options)
+    assert found == schemes()[name].extra_parameters([scheme.place for scheme in own], **options)
+
+
+# ------------------------------------------------------------------------------------------------ weight edits
+
+
+def projections(family: str, layer) -> dict[str, torch.Tensor]:
+    """Role -> weight (out, in), written out by hand for three hosts."""
+    if family == "bert":
+        attention = layer.attention.self
+        q, k, v = attention.query.weight, attention.key.weight, attention.value.weight
+        return {
+            "q": q,
+            "k": k,
+            "v": v,
+            "o": layer.attention.output.dense.weight,
+            "up": layer.intermediate.dense.weight,
+            "down": layer.output.dense.weight,
+        }
+    if family == "gpt2":  # Conv1D keeps (in, out)
+        q, k, v = layer.attn.c_attn.weight.T.split(16)
+        others = layer.attn.c_proj, layer.mlp.c_fc, layer.mlp.c_proj
+        return {"q": q, "k": k, "v": v} | dict(zip(("o", "up", "down"), (m.weight.T for m in others), strict=True))
+    q, k, v = layer.attn.Wqkv.weight.split(16)
+    others = layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo
+    return {"q": q, "k": k, "v": v} | dict(zip(("o", "up", "down"), (m.weight for m in others), strict=True))
+
+
+@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize(("name", "gain"), [("deepnorm", (8 * 2) ** -0.25), ("sub_ln", 1.1774100225154747)])
+def test_weights_are_scaled_where_the_paper_says(family, name, gain):
+    """sub_ln: sqrt(ln 4) with two layers."""
+    host, patched = tiny_host(family), resformer.patch(tiny_host(family), name, init="paper")
+    get = {"bert": lambda m: m.encoder.layer, "gpt2": lambda m: m.h, "modernbert": lambda m: m.layers}[family]
+    for before, after in zip(get(host), get(patched), strict=True):
+        there = projections(family, after)
+        for role, weight in projections(family, before).items():
+            factor = gain if role in ("v", "o", "up", "down") else 1.0
+            torch.testing.assert_close(there[role], factor * weight, rtol=1e-12, atol=0)
+    resformer.unpatch(patched)
+    assert all(torch.equal(a, b) for a, b in zip(host.parameters(), patched.parameters(), strict=True))
+
+
+def test_the_tiny_hosts_are_what_the_tests_take_them_for():
+    assert {families()[family].kind for family in THREE} == {"post", "pre"}
+    assert tiny_config("modernbert").local_attention // 2 < TOKENS

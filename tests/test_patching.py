@@ -1,0 +1,456 @@
+"""Patching in place: what must go on working around it, how it is undone, and what is refused."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hosts import batch, can_preserve, gradients, randomize, tiny_host
+from reference import VARIANTS
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, BertModel, T5Config
+
+import resformer
+from resformer import families, patching, schemes
+from resformer.layer import Residual
+
+THREE = ["bert", "gpt2", "modernbert"]
+NAMES = list(schemes())
+CLASSIFY = AutoModelForSequenceClassification
+
+
+def patched_host(family: str, name: str, auto=CLASSIFY, *, options=None, **changes):
+    """A host patched with trained-like parameters."""
+    model = resformer.patch(tiny_host(family, auto, **changes), name, init="paper", **(options or {}))
+    randomize(model)
+    return model
+
+
+def snapshot(model) -> dict:
+    """All that patching could change."""
+    return {
+        "classes": [type(module) for module in model.modules()],
+        "keys": list(model.state_dict()),
+        "weights": [value.clone() for value in model.state_dict().values()],
+        "trained": [p.requires_grad for p in model.parameters()],
+        "training": [module.training for module in model.modules()],
+        "config": copy.deepcopy(model.config.to_dict()),
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
+        "eps": [module.eps for module in model.modules() if hasattr(module, "eps")],
+    }
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    for key, value in expected.items():
+        if key == "weights":
+            assert all(torch.equal(f, e) for f, e in zip(found[key], value, strict=True))
+        else:
+            assert found[key] == value, key
+
+
+# ------------------------------------------------------------------------------------------------ undone
+
+
+@pytest.mark.parametrize("init", ["paper", "preserve"])
+@pytest.mark.parametrize("family", list(families()))
+@pytest.mark.parametrize("name", NAMES)
+def test_unpatch_gives_the_host_back(family, name, init):
+    host = tiny_host(family)
+    host.train()
+    before, expected = snapshot(host), host.eval()(**batch()).last_hidden_state
+    host.train()
+    if init == "preserve" and not can_preserve(name, {}, families()[family].kind):
+        with pytest.raises(ValueError, match="init='paper'"):
+            resformer.patch(host, name, init=init)
+    else:
+        resformer.patch(host, name, init=init)
+        assert any(isinstance(module, Residual) for module in host.modules())
+        host.train()(**batch()).last_hidden_state.sum().backward()
+        resformer.unpatch(host)
+    assert_same(snapshot(host), before)
+    assert torch.equal(host.eval()(**batch()).last_hidden_state, expected)
+
+
+def test_trained_weights_survive_unpatch():
+    model = resformer.patch(tiny_host("bert"), "deepnorm")
+    weight = model.encoder.layer[0].output.dense.weight
+    with torch.no_grad():
+        weight.add_(1.0)
+    alpha, trained = 4**0.25, weight.detach().clone()
+    resformer.unpatch(model)
+    torch.testing.assert_close(model.encoder.layer[0].output.dense.weight, trained / alpha)
+
+
+def test_frozen_norms_stay_frozen():
+    model = tiny_host("bert")
+    norm = model.encoder.layer[0].output.LayerNorm
+    norm.weight.requires_grad_(False)
+    resformer.patch(model, "rezero", init="paper")
+    assert not norm.bias.requires_grad
+    resformer.unpatch(model)
+    assert not norm.weight.requires_grad
+    assert norm.bias.requires_grad
+
+
+# ------------------------------------------------------------------------------------------------ mechanics
+
+
+@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize("name", NAMES)
+def test_hidden_states(family, name):
+    model = patched_host(family, name, layers=3)
+    states = model(**batch(), output_hidden_states=True).hidden_states
+    assert [tuple(state.shape) for state in states] == [(2, 7, 16)] * 4
+    assert torch.equal(states[-1], model.base_model(**batch()).last_hidden_state)
+    if not schemes()[name].repeats:
+        assert len(model(**batch(), output_attentions=True).attentions) == 3
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_checkpointing(family, name, reentrant):
+    """Equal gradients, and each layer computed exactly twice."""
+    found, calls = [], []
+    for checkpointed in (False, True):
+        model = patched_host(family, name, layers=3).train()
+        if checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        for number, own in enumerate(m for m in model.modules() if isinstance(m, Residual)):
+            scheme = own.schemes[-1]
+            scheme.step = lambda s, f, n, step=scheme.step, number=number: calls.append(number) or step(s, f, n)
+        torch.manual_seed(0)
+        model(**batch(labels=True), use_cache=False).loss.backward()
+        found.append(gradients(model))
+    assert sorted(calls) == [0] * 3 + [1] * 3 + [2] * 3, "once, and with checkpointing twice"
+    for key, gradient in found[0].items():
+        assert (gradient is None) == (found[1][key] is None), key
+        assert gradient is None or torch.equal(gradient, found[1][key]), key
+
+
+def compiled(family: str, name: str, backend: str) -> None:
+    torch._dynamo.reset()
+    model = patched_host(family, name, dtype=torch.float32).train()
+    other = copy.deepcopy(model)
+    given = batch(labels=True) | {"use_cache": False}
+    run = torch.compile(lambda **kw: other(**kw).logits, fullgraph=True, backend=backend)
+    torch.manual_seed(0)
+    expected = model(**given).logits
+    torch.manual_seed(0)
+    found = run(**given)
+    tolerance = dict(rtol=1e-4, atol=1e-5) if backend == "inductor" else dict(rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, expected, **tolerance)
+    expected.square().sum().backward()
+    found.square().sum().backward()
+    tolerance = dict(rtol=1e-3, atol=1e-4)
+    for (key, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), key
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, **tolerance, msg=key)
+
+
+# On one host all schemes, on the others one of each kind: one stream, moved norms, history, streams, inside, block.
+KINDS = {"rezero", "post_ln", "denseformer", "hyper_connections", "sub_ln", "ode"}
+COMPILED = [
+    pytest.param(family, name, marks=[] if family == "bert" or name in KINDS else [pytest.mark.slow])
+    for family in THREE
+    for name in NAMES
+    if name != "drop_path"  # its masks differ between the two ways, see below
+]
+
+
+@pytest.mark.parametrize(("family", "name"), COMPILED)
+def test_compiles_to_one_graph(family, name):
+    compiled(family, name, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize("name", ["rezero", "concat", "hyper_connections", "denseformer", "sub_ln", "ode"])
+def test_compiles_with_inductor(family, name):
+    compiled(family, name, "inductor")
+
+
+def test_drop_path_compiles():
+    """Random masks differ between the two ways; in evaluation they are the same function."""
+    torch._dynamo.reset()
+    model = patched_host("bert", "drop_path", options={"p": 0.5})
+    run = torch.compile(lambda **kw: model(**kw).logits, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(**batch()), model(**batch()).logits, rtol=1e-12, atol=1e-12)
+    model.train()
+    assert run(**batch()).isfinite().all()
+
+
+@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize("name", NAMES)
+def test_deepcopy_pickle_and_apply(family, name):
+    model = patched_host(family, name)
+    expected = model(**batch()).logits
+    names = set()
+    model.apply(lambda module: names.add(type(module).__name__))  # a verb of the same name would break this
+    assert type(next(m for m in model.modules() if isinstance(m, Residual)).schemes[-1]).__name__ in names
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(**batch()).logits, expected)
+        assert type(other).__qualname__ == type(model).__qualname__
+        resformer.unpatch(other)
+    assert torch.equal(model(**batch()).logits, expected), "unpatching a copy leaves the model alone"
+
+
+@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision(family, name):
+    model = resformer.patch(tiny_host(family, CLASSIFY, dtype=torch.bfloat16), name, init="paper")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model(**batch()).logits.isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = patched_host(family, name, dtype=torch.float32)
+        assert mixed(**batch()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not schemes()[name].repeats])
+def test_generate_with_a_cache(name):
+    model = patched_host("gpt2", name, AutoModelForCausalLM)
+    given = {"input_ids": batch()["input_ids"], "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(**given, use_cache=True), model.generate(**given, use_cache=False))
+
+
+def test_solvers_refuse_a_cache():
+    model = resformer.patch(tiny_host("gpt2", AutoModelForCausalLM), "ode", init="paper")
+    assert model(**batch()).past_key_values is None
+    with pytest.raises(ValueError, match="use_cache=False"):
+        model(**batch(), use_cache=True)
+    resformer.unpatch(model)
+    assert model(**batch()).past_key_values is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_does_not_reach_the_text(name):
+    model = patched_host("bert", name)
+    given = batch(padded=True)
+    alone = model.bert(given["input_ids"][1:, :-2]).last_hidden_state
+    together = model.bert(**given).last_hidden_state[1:, :-2]
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", THREE)
+def test_a_range_of_layers(family):
+    for layers, numbers in ((range(1, 3), {1, 2}), (slice(0, 2), {0, 1}), ([2], {2}), (slice(-1, None), {2})):
+        model = resformer.patch(tiny_host(family, layers=3), "hyper_connections", layers=layers)
+        found = [
+            n for n, layer in enumerate(model.get_submodule(families()[family].layers)) if hasattr(layer, "resformer")
+        ]
+        assert set(found) == numbers
+        expected = tiny_host(family, layers=3)(**batch()).last_hidden_state
+        torch.testing.assert_close(model(**batch()).last_hidden_state, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_models_of_one_class_do_not_mix():
+    """The subclass of a layer is shared; all that a scheme is must lie on the instance."""
+    one, other = patched_host("bert", "highway"), patched_host("bert", "hyper_connections")
+    outputs = [copy.deepcopy(model)(**batch()).logits for model in (one, other)]
+    assert type(one.bert.encoder.layer[0]) is type(other.bert.encoder.layer[0])
+    resformer.unpatch(patched_host("bert", "ode"))
+    assert torch.equal(one(**batch()).logits, outputs[0])
+    assert torch.equal(other(**batch()).logits, outputs[1])
+
+
+@pytest.mark.parametrize("placement", ["native", "pre", "post", "sandwich", "none"])
+@pytest.mark.parametrize("family", THREE)
+def test_placement_moves_the_norms_of_the_host(family, placement):
+    model = resformer.patch(tiny_host(family), "scaled", init="paper", placement=placement)
+    own = [module for module in model.modules() if isinstance(module, Residual)]
+    kind = families()[family].kind
+    expected = {"pre", "out"} if placement == "sandwich" else {kind if placement == "native" else placement} - {"none"}
+    assert all(set(acts) == expected for residual in own for acts in residual.acts.values())
+    model(**batch()).last_hidden_state.sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None or not parameter.requires_grad or "pooler" in name, f"{name} is unused"
+
+
+def test_describe_says_what_is_in_force():
+    host = tiny_host("bert", CLASSIFY)
+    assert "none" in str(resformer.describe(host))
+    text = str(resformer.describe(resformer.patch(host, "highway")))
+    for part in ("x ← N(2 (T ⊙ F(x) + (1 - T) ⊙ x))", "bit-equal", "attention.output.LayerNorm", "arXiv:1505.00387"):
+        assert part in text
+    assert f"{2 * 2 * (16 * 16 + 16):,} of" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "<table>" in resformer.describe(host)._repr_html_()
+    gpt = str(resformer.describe(resformer.patch(tiny_host("gpt2"), "layer_scale")))
+    assert "x ← x + a ⊙ F(N(x))" in gpt
+    post = str(resformer.describe(resformer.patch(tiny_host("gpt2"), "post_ln", init="paper")))
+    assert "ln_f, passed over" in post
+    assert "does not keep the host" in " ".join(post.split())
+
+
+# ------------------------------------------------------------------------------------------------ refused
+
+
+def wrapped(model):
+    return torch.nn.DataParallel(model)
+
+
+REFUSED = [
+    ("rezro", {}, "Did you mean 'rezero'"),
+    ("highway", {"bais": 0}, "Did you mean 'bias'"),
+    ("highway", {"bias": float("nan")}, "finite"),
+    ("highway", {"init": "papr"}, "Did you mean 'paper'"),
+    ("highway", {"placement": "prae"}, "Did you mean 'pre'"),
+    ("highway", {"placement": "pre"}, "moves the norms"),
+    ("post_ln", {"placement": "pre"}, "fixes where the norms act"),
+    ("pre_ln", {}, "cannot keep"),
+    ("plain", {}, "on any host"),
+    ("highway", {"layers": [0, 2]}, "contiguous"),
+    ("highway", {"layers": range(2, 5)}, "within 0 to 2"),
+    ("highway", {"layers": []}, "contiguous"),
+    ("highway", {"layers": 1}, "contiguous"),
+    ("highway", {"layers": "all"}, "contiguous"),
+    ("highway", {"layers": [0.0, 1.0]}, "contiguous"),
+    (["highway"], {}, "unknown scheme"),
+    ("ode", {"method": ["rk2"]}, "unknown method"),
+    ("ode", {"init": "paper", "placement": "pre"}, "whole layers"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), REFUSED, ids=[f"{n}-{a}" for n, a, _ in REFUSED])
+def test_bad_input_is_refused_and_changes_nothing(name, arguments, message):
+    model = tiny_host("bert", layers=3)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        resformer.patch(model, name, **arguments)
+    assert_same(snapshot(model), before)
+
+
+def test_models_that_cannot_be_patched():
+    with pytest.raises(ValueError, match="before wrapping"):
+        resformer.patch(torch.nn.DataParallel(tiny_host("bert")), "rezero")
+    with pytest.raises(ValueError, match="before wrapping"):
+        resformer.patch(torch.compile(tiny_host("bert")), "rezero")
+    with pytest.raises(ValueError, match="ResidualStack"):
+        resformer.patch(torch.nn.Linear(2, 2), "rezero")
+    from transformers import T5EncoderModel
+
+    t5 = T5EncoderModel(T5Config(d_model=16, d_ff=16, d_kv=8, num_heads=2, num_layers=1, vocab_size=20))
+    with pytest.raises(ValueError, match=r"T5EncoderModel.*bert.*register_family"):
+        resformer.patch(t5, "rezero")
+    with torch.device("meta"):
+        empty = BertModel(BertConfig(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=20))
+    with pytest.raises(ValueError, match="no weights"):
+        resformer.patch(empty, "rezero")
+    assert not any(isinstance(m, Residual) for m in empty.modules())
+
+
+def test_a_subclass_of_a_known_layer_is_not_guessed():
+    model = tiny_host("bert")
+
+    class Other(type(model.encoder.layer[0])):
+        pass
+
+    model.encoder.layer[1].__class__ = Other
+    with pytest.raises(ValueError, match="exact class"):
+        resformer.patch(model, "rezero")
+
+
+def test_a_forward_on_the_object_is_refused():
+    """As accelerate's hooks set one: patching would change nothing, and say that all is well."""
+    model = tiny_host("bert")
+    layer = model.encoder.layer[1]
+    layer.forward = layer.forward
+    with pytest.raises(ValueError, match="patch the model first"):
+        resformer.patch(model, "plain", init="paper")
+
+
+def test_a_sublayer_that_the_family_does_not_know_is_refused(monkeypatch):
+    from dataclasses import replace
+
+    from resformer.hosts import family as module
+
+    bert = families()["bert"]
+    monkeypatch.setitem(module._FAMILIES, "bert", replace(bert, sites=(bert.sites[0], bert.sites[2])))
+    resformer.patch(tiny_host("bert"), "rezero")
+    with pytest.raises(ValueError, match="says nothing of 'crossattention'"):
+        resformer.patch(tiny_host("bert", is_decoder=True, add_cross_attention=True), "rezero")
+
+
+@pytest.mark.parametrize(("name", "init"), [("deepnorm", "paper"), ("deepnorm", "preserve")])
+def test_projections_without_a_name_cannot_be_scaled(monkeypatch, name, init):
+    from dataclasses import replace
+
+    from resformer.hosts import family as module
+
+    bert = families()["bert"]
+    nameless = replace(bert, sites=tuple(replace(site, points={}) for site in bert.sites))
+    monkeypatch.setitem(module._FAMILIES, "bert", nameless)
+    model = tiny_host("bert")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="does not name; add them to the `points`"):
+        resformer.patch(model, name, init=init)
+    assert_same(snapshot(model), before)
+    resformer.patch(model, "highway")
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_any_chunk_size_can_be_patched(family):
+    model = resformer.patch(tiny_host(family, chunk_size_feed_forward=3), "rezero")
+    plain = tiny_host(family, chunk_size_feed_forward=3)
+    given = batch(tokens=6)
+    torch.testing.assert_close(model(**given).last_hidden_state, plain(**given).last_hidden_state)
+
+
+def test_twice_and_not_at_all():
+    model = tiny_host("bert")
+    with pytest.raises(ValueError, match="not patched"):
+        resformer.unpatch(model)
+    resformer.patch(model, "rezero")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"already, with 'rezero'.*unpatch"):
+        resformer.patch(model, "highway")
+    assert_same(snapshot(model), before)
+
+
+@pytest.mark.parametrize("at", ["multiply", "swap", "difference"])
+def test_a_failure_on_the_way_leaves_the_model_as_it_was(monkeypatch, at):
+    model = tiny_host("bert", CLASSIFY, layers=3)
+    before, calls, original = snapshot(model), [], getattr(patching, at)
+
+    def fail(*args):
+        calls.append(1)
+        if len(calls) == {"multiply": 4, "swap": 5, "difference": 1}[at]:
+            raise RuntimeError("on the way")
+        return original(*args)
+
+    monkeypatch.setattr(patching, at, fail)
+    with pytest.raises(RuntimeError, match="on the way"):
+        resformer.patch(model, "deepnorm")
+    assert_same(snapshot(model), before)
+
+
+def test_a_host_that_changed_is_noticed(monkeypatch):
+    """As when a new version of transformers computes its layers in another way."""
+    model = tiny_host("bert")
+    before = snapshot(model)
+    layer = type(model.encoder.layer[0])
+    original = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda self, h, *args, **kwargs: original(self, h, *args, **kwargs) * 1.01)
+    with pytest.raises(ValueError, match="family 'bert' does not describe this BertModel"):
+        resformer.patch(model, "rezero")
+    assert_same(snapshot(model), before)
+
+
+def test_a_family_with_a_wrong_path_names_it(monkeypatch):
+    from dataclasses import replace
+
+    from resformer.hosts import family as module
+
+    bert = families()["bert"]
+    wrong = replace(bert, sites=(replace(bert.sites[0], norms={"post": "attention.output.Norm"}), *bert.sites[1:]))
+    monkeypatch.setitem(module._FAMILIES, "bert", wrong)
+    with pytest.raises(ValueError, match=r"'attention.output.Norm' was not found in BertLayer: no 'Norm'"):
+        resformer.patch(tiny_host("bert"), "rezero")
+    with pytest.raises(ValueError, match="registered already"):
+        resformer.register_family(bert)
+
+
+def test_every_variant_is_an_option():
+    for name, variants in VARIANTS.items():
+        assert all(set(options) <= set(schemes()[name].options()) for options in variants)
