@@ -17,7 +17,7 @@ from resformer.swap import swap, swap_back
 
 
 def from_pretrained(path: Any, auto: type, **kwargs: Any) -> PreTrainedModel:
-    """Load what a patched model's `save_pretrained` wrote, scheme and all, bit for bit.
+    """Load what a patched model's `save_pretrained` wrote, scheme and all; every weight bit for bit.
 
     Args:
         path: a directory, or a hub id.

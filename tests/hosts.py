@@ -26,6 +26,7 @@ SIZES = {
     "embedding_size": 12,  # ELECTRA, which then projects to the width
     "vocab_size": VOCAB,
     "max_position_embeddings": 24,
+    "layer_norm_eps": 1e-5,  # BERT and its kin: large enough that a factor that forgets it is seen
     "local_attention": 4,  # ModernBERT: a window smaller than the texts
     "pad_token_id": 0,
     "bos_token_id": 1,

@@ -164,11 +164,11 @@ def test_update_on_hosts_is_the_papers(family, name, options, init):
     twin = tiny_host(family, layers=3)
     own = patched.state_dict()
     twin.load_state_dict({key: own[key] for key in twin.state_dict()})  # weight edits included
-    if init == "preserve":  # the norms' eps follows the fold
-        modules = dict(patched.named_modules())
+    if init == "preserve":  # the eps of the norm after the add follows the factor of the shortcut, squared
+        factor = {"deepnorm": 6**0.25, "scaled": options.get("shortcut", 1.0)}.get(name, 1.0)
         for path, module in twin.named_modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                module.eps = modules[path].eps
+            if path.endswith("output.LayerNorm"):
+                module.eps *= factor**2
     randomize(patched)
     if name == "sub_ln":
         insert_inner_norms(family, twin, patched)
