@@ -10,7 +10,7 @@ if [ -x .venv/bin/resformer ] && [ "$(cat .venv/stamp 2>/dev/null)" = "$stamp" ]
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   { echo "resformer needs Python 3.11 or newer, got $("$python" --version); set PYTHON to one" >&2; exit 2; }
-echo "Setting up .venv (once; about 250 MB to download with a CPU build of torch, 1.7 GB on disk)"
+echo "Setting up .venv (once; about 350 MB to download with a CPU build of torch, 1.8 GB on disk)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip=(.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --constraint scripts/constraints.txt)
 # torch first and pinned, so that nothing after it pulls another build
