@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from resformer.checkpoint import from_pretrained, read_config
 from resformer.data.tasks import Task
 from resformer.patching import patch
-
-
-def _from_host(path: str, auto: Any, **kwargs: Any) -> PreTrainedModel:
-    return auto.from_pretrained(path, **kwargs)
 
 
 def load_classifier(
@@ -51,9 +48,10 @@ def load_classifier(
     if patched and scheme:
         raise ValueError(f"model {path!r} is patched with {patched['scheme']!r} already; leave the scheme out")
     torch.manual_seed(seed)
-    load = from_pretrained if patched else _from_host
+    auto = AutoModelForSequenceClassification
+    load = partial(from_pretrained, auto=auto) if patched else auto.from_pretrained
     try:
-        model = load(path, AutoModelForSequenceClassification, config=config, ignore_mismatched_sizes=True)
+        model = load(path, config=config, ignore_mismatched_sizes=True)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read the weights of model {path!r}: {error}") from error
     tokenizer = AutoTokenizer.from_pretrained(path, config=config)  # else it asks about the checkpoint's own code
