@@ -117,13 +117,21 @@ def _check_settings(settings: dict[str, Any]) -> None:
     if lacking:
         raise ValueError(f"the 'resformer' part of the configuration lacks {lacking}; the checkpoint is damaged")
     layers, options = settings["layers"], settings["options"]
-    pair = isinstance(layers, list) and len(layers) == 2 and all(type(number) is int for number in layers)
-    if not isinstance(options, dict) or not (layers is None or pair) or settings["placement"] not in PLACEMENTS:
+    if not isinstance(options, dict) or not _are_layers(layers) or settings["placement"] not in PLACEMENTS:
         raise ValueError(
             f"the 'resformer' part of the configuration has placement {settings['placement']!r}, layers {layers!r} and "
             f"options {options!r}; the checkpoint is damaged"
         )
     find_scheme(settings["scheme"], settings["options"])
+
+
+def _are_layers(recorded: Any) -> bool:
+    """None, [first, last + 1], {"numbers": [...]}, or one of these by stack."""
+    if isinstance(recorded, list):
+        return len(recorded) == 2 and all(type(number) is int for number in recorded)
+    if isinstance(recorded, dict) and "numbers" in recorded:
+        return isinstance(recorded["numbers"], list) and all(type(number) is int for number in recorded["numbers"])
+    return recorded is None or (isinstance(recorded, dict) and all(_are_layers(one) for one in recorded.values()))
 
 
 def _concrete(auto: type, config: PretrainedConfig) -> type:
@@ -160,9 +168,11 @@ def _load(cls: type, path: Any, config: Any, settings: dict[str, Any], kwargs: d
     arguments = {"variant": VARIANT} | kwargs
     model, info = loader.from_pretrained(path, config=config, output_loading_info=True, **arguments)
     model.__class__ = cls
-    freeze(find_host(model), True)
-    inside = f".{find_host(model).family.layers}."  # a new head may bring weights of its own, a layer may not
-    lost = [key for key in info["missing_keys"] if inside in f".{key}"]
+    host = find_host(model)
+    freeze(host, True)
+    # a new head may bring weights of its own, a layer may not
+    inside = [f".{stack.spec.layers.partition('.*.')[0]}." for stack in host.stacks]
+    lost = [key for key in info["missing_keys"] if any(path in f".{key}" for path in inside)]
     stray = [key for key in info["unexpected_keys"] if ".resformer." in key]
     other = [key for key, *_ in info["mismatched_keys"] if ".resformer." in key]
     if lost or stray or other:

@@ -10,13 +10,13 @@ from textwrap import fill
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape as markup
 from rich.table import Table
-from torch import nn
 from transformers import PreTrainedModel
 
 from resformer.grouped import bottleneck
-from resformer.host import Host, find_host
+from resformer.host import HostStack, find_host
 from resformer.layer import Residual, find
 from resformer.patching import is_patched
+from resformer.swap import swapped
 
 SUBSCRIPT = {"pre": "on the branch's input", "out": "on the branch's output", "post": "after the add"}
 
@@ -53,43 +53,50 @@ def describe(model: PreTrainedModel) -> Description:
     Raises a ValueError for a model without a family; an unpatched model is described as the host it is.
     """
     host = find_host(model)
-    family = host.family
-    depth = len(host.layers)
-    title = f"{type(model).__name__}, family {family.name} ({family.kind}-LN), {depth} layers"
+    depth = " + ".join(str(len(stack.layers)) for stack in host.stacks)
+    title = f"{type(model).__name__}, family {host.family.name} ({host.family.kind}-LN), {depth} layers"
     if not is_patched(model):
         return Description(title, (("scheme", "none: the host's own residual connections"),))
 
-    patched = [(number, own) for number, layer in enumerate(host.layers) if (own := _residual(layer)) is not None]
-    (first, own), (last, _) = patched[0], patched[-1]
-    settings = own.settings
+    patched = [(stack, found) for stack in host.stacks if (found := stack.residuals())]
+    own = next(iter(patched[0][1].values()))
+    settings, scheme = own.settings, own.schemes[-1]
     options = ", ".join(f"{name}={value!r}" for name, value in settings["options"].items())
-    scheme = own.schemes[-1]
-    added = sum(p.numel() for _, own in patched for p in own.parameters())
+    everything = [one for _, found in patched for one in found.values()]
+    added = sum(p.numel() for one in everything for p in one.parameters())
     total = sum(p.numel() for p in model.parameters())
-    frozen = sum(len(own.frozen) for _, own in patched)
+    frozen = sum(len(one.frozen) for one in everything)
     rows = [
         ("scheme", f"{settings['scheme']}({options}), init={settings['init']!r}, placement={settings['placement']!r}"),
         ("equation", equation(model)),
         ("reference", scheme.card()["reference"]),
-        ("layers", f"{first} to {last} of {depth}, sites: {', '.join(own.acts)}"),
-        *((f"norms of {site}", _norms(acts)) for site, acts in own.acts.items()),
-        ("final norm", _final_norm(host, patched[-1][1])),
-        ("parameters added", f"{added:,} of {total:,} ({added / total:.2%})"),
     ]
-    if (cardinality := getattr(model.config, "ffn_cardinality", None)) is not None:
+    for stack, found in patched:
+        rows += _of_stack(stack, found, f"{stack.spec.name} " if len(host.stacks) > 1 else "")
+    rows.append(("parameters added", f"{added:,} of {total:,} ({added / total:.2%})"))
+    if (cardinality := getattr(getattr(model, "config", None), "ffn_cardinality", None)) is not None:
         size, more = bottleneck(model.config.hidden_size, model.config.intermediate_size, cardinality)
         than = f"{more:+,} parameters a layer against the plain one of {model.config.intermediate_size}"
         rows.append(("feed-forward", f"sum of {cardinality} bottlenecks of width {size}, {than}"))
     if frozen:
         rows.append(("not used", f"{frozen} parameters of the host's norms: kept, not trained"))
-    if own.edited:
-        gains = ", ".join(f"{edit.path} × {edit.gain:.4g}" for edit in own.edited)
-        rows.append(("edited", f"{gains} in layer {first}"))
     if hasattr(scheme, "evaluations"):  # of solvers
-        counts = [str(getattr(own.schemes[-1], "evaluations", None) or "?") for _, own in patched]
+        counts = [str(getattr(one.schemes[-1], "evaluations", None) or "?") for one in everything]
         rows.append(("evaluations", f"of each layer, first to last, in the last forward: {', '.join(counts)}"))
     rows.append(("preservation", _preservation(own.difference, settings["init"])))
     return Description(title, tuple(rows))
+
+
+def _of_stack(stack: HostStack, found: dict[int, Residual], prefix: str) -> list[tuple[str, str]]:
+    first, last = min(found), max(found)
+    own = found[first]
+    rows = [(f"{prefix}layers", f"{first} to {last} of {len(stack.layers)}, sites: {', '.join(own.acts)}")]
+    rows += [(f"{prefix}norms of {site}", _norms(acts)) for site, acts in own.acts.items()]
+    rows.append((f"{prefix}final norm", _final_norm(stack, found[last])))
+    if own.edited:
+        gains = ", ".join(f"{edit.path} × {edit.gain:.4g}" for edit in own.edited)
+        rows.append((f"{prefix}edited", f"{gains} in layer {first}"))
+    return rows
 
 
 def equation(model: PreTrainedModel) -> str:
@@ -111,26 +118,26 @@ def equation(model: PreTrainedModel) -> str:
     return f"{head} ← N({rule}){comma}{where}" if "post" in acts else f"{head} ← {rule}{comma}{where}"
 
 
-def _residual(layer: nn.Module) -> Residual | None:
-    return getattr(layer, "resformer", None)
-
-
 def _norms(acts: dict[str, str]) -> str:
     if not acts:
         return "none"
-    return "; ".join(f"{SUBSCRIPT[slot]}: {path}" for slot, path in acts.items())
+    return "; ".join(f"{_where(slot)}: {path}" for slot, path in acts.items())
 
 
-def _final_norm(host: Host, own: Residual) -> str:
+def _where(slot: str) -> str:
+    slot, _, part = slot.partition("_")  # of sublayers side by side a part may have a norm of its own
+    return f"{SUBSCRIPT[slot]} ({part})" if part else SUBSCRIPT[slot]
+
+
+def _final_norm(stack: HostStack, own: Residual) -> str:
     if hasattr(own, "final_norm"):
         return "made for the scheme, in the last layer"
-    if not host.family.final_norm:
+    path = stack.spec.final_norm
+    if not path:
         return "none"
-    norm = find(host.base, host.family.final_norm)
-    if any(hasattr(layer, "resformer_readout") for layer in host.layers):
-        return f"{host.family.final_norm}, inside the scheme's readout"
-    bypassed = getattr(type(norm), "_resformer_kind", None) == "norm"
-    return f"{host.family.final_norm}, passed over" if bypassed else f"{host.family.final_norm}, the host's own"
+    if any(hasattr(layer, "resformer_readout") for layer in stack.layers):
+        return f"{path}, inside the scheme's readout"
+    return f"{path}, passed over" if swapped(find(stack.root, path), "norm") else f"{path}, the host's own"
 
 
 def _preservation(difference: float | None, init: str) -> str:

@@ -2,70 +2,120 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from resformer.host import Host
-from resformer.hosts.family import Family, Site
+from resformer.host import HostStack
+from resformer.hosts.family import Family, Projection, Site
 from resformer.layer import Edit, find
 from resformer.schemes import Scheme
 
+EPS = ("eps", "variance_epsilon")  # what norms call it
 
-def check_edits(family: Family, sites: list[Site], scheme: Scheme) -> None:
-    """A `ValueError` if the scheme scales projections that the family does not name."""
-    named = {role for site in sites for role in site.points} | ({"embed"} if family.embeddings else set())
+
+def check_edits(family: Family, stack: HostStack, sites: list[Site], scheme: Scheme) -> None:
+    """A `ValueError` if the scheme scales projections that the family does not name, or cannot scale by layer."""
+    edits = scheme.edits()
+    named = {role for site in sites for role in site.points} | ({"embed"} if stack.spec.embeddings else set())
     ends = all({"o", "down"} & set(site.points) or "out" in site.norms for site in sites)
-    missing = [r for r in scheme.edits() if r not in named and r != "sum" and not (r == "branch" and ends)]
+    missing = [r for r in edits if r not in named and r != "sum" and not (r == "branch" and ends)]
     if missing:
         raise ValueError(
             f"scheme {scheme.name!r} scales the weights of {', '.join(missing)}, which family {family.name!r} does not "
             "name; add them to the `points` of its sites"
         )
+    if stack.shared and edits:
+        raise ValueError(
+            f"scheme {scheme.name!r} scales weights ({', '.join(edits)}) in each layer, and the layers of this "
+            f"{type(stack.root).__name__} share them; take a scheme with parameters of its own"
+        )
 
 
-def edits_of(host: Host, layer: nn.Module, site: Site, role: str, gain: float) -> list[Edit]:
-    """The parameters behind a role of `Scheme.edits`."""
+def edits_of(stack: HostStack, layer: nn.Module, site: Site, role: str, gain: float) -> list[Edit]:
+    """The parameters behind a role of `Scheme.edits`; their paths start at the layer, of "embed" at the stack."""
     acts = find(layer, "resformer").acts[site.name]
     if role == "sum":
-        return [Edit(role, f"{acts['post']}.eps", gain * gain)] if "post" in acts else []
+        if "post" not in acts:
+            return []
+        return [Edit(role, f"{acts['post']}.{eps_name(find(layer, acts['post']))}", gain * gain)]
     if role == "branch":
-        path = acts.get("out") or (site.points.get("o") or site.points["down"]).path
-        return [Edit(role, f"{path}.{name}", gain) for name, _ in find(layer, path).named_parameters(recurse=False)]
+        ends = [site.points[point].path for point in ("o", "down") if point in site.points]
+        paths = [acts["out"]] if "out" in acts else ends
+        named = [(path, name) for path in paths for name, _ in find(layer, path).named_parameters(recurse=False)]
+        return [Edit(role, f"{path}.{name}", gain) for path, name in named]
     if role == "embed":
-        return [Edit(role, f"{path}.weight", gain) for path in host.family.embeddings]
+        return [Edit(role, f"{path}.weight", gain) for path in stack.spec.embeddings]
     if role in site.points:
-        return [Edit(role, f"{site.points[role].path}.weight", gain, site.points[role])]
+        part = site.points[role]
+        return [Edit(role, f"{part.path}.weight", gain, part, groups_of(stack, part))]
     return []
 
 
-def slice_of(layer: nn.Module, edit: Edit) -> Tensor:
-    """The slice of a weight that an edit is about."""
-    weight = find(layer, edit.path).data
-    if edit.part is None or edit.part.parts == 1:
-        return weight
-    axis = 1 if isinstance(find(layer, edit.part.path), Conv1D) else 0
-    return weight.chunk(edit.part.parts, dim=axis)[edit.part.part]
+def eps_name(norm: nn.Module) -> str:
+    """What a norm calls its eps."""
+    return next(name for name in EPS if hasattr(norm, name))
 
 
-def multiply(layer: nn.Module, edit: Edit) -> None:
-    if edit.path.endswith("eps"):
-        norm, _, name = edit.path.rpartition(".")
-        edit.original = find(layer, edit.path)
-        setattr(find(layer, norm), name, edit.original * edit.gain)
+def groups_of(stack: HostStack, part: Projection) -> int:
+    """Into how many groups a fused projection falls, each of which has its slices side by side."""
+    return getattr(stack.config, stack.spec.heads) if part.by_head else 1
+
+
+def slices_of(root: nn.Module, edit: Edit) -> list[Tensor]:
+    """The slices of a weight that an edit is about: one, or of a projection fused head by head one for each head."""
+    weight, part = find(root, edit.path).data, edit.part
+    if part is None or part.parts == 1:
+        return [weight]
+    axis = 1 if isinstance(find(root, part.path), Conv1D) else 0
+    return [group.chunk(part.parts, dim=axis)[part.part] for group in weight.chunk(edit.groups, dim=axis)]
+
+
+def offset_of(module: nn.Module) -> float:
+    """What a norm adds to its weight before it multiplies with it: 1 in Gemma, whose weights start at 0."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or isinstance(module, nn.LayerNorm):
+        return 0.0
+    norm = copy.deepcopy(module).to("cpu", torch.float64)
+    with torch.no_grad():
+        norm.weight.zero_()  # type: ignore[operator]
+        sample = torch.linspace(-1, 1, len(weight), dtype=torch.float64)
+        return 1.0 if bool(norm(sample).any()) else 0.0
+
+
+@torch.no_grad()
+def scale(parameter: Tensor, gain: float | Tensor, offset: float = 0.0) -> None:
+    """Multiply, in place, what a parameter stands for: itself, or in a norm with an offset the sum with it."""
+    parameter.copy_((parameter + offset) * gain - offset if offset else parameter * gain)
+
+
+def multiply(root: nn.Module, edit: Edit) -> None:
+    path, _, name = edit.path.rpartition(".")
+    if name in EPS:
+        edit.original = getattr(find(root, path), name)
+        setattr(find(root, path), name, edit.original * edit.gain)
         return
-    view = slice_of(layer, edit)
-    edit.original = view.clone()
-    view.mul_(edit.gain)
+    edit.offset = offset_of(find(root, path))
+    edit.original = [view.clone() for view in slices_of(root, edit)]
+    for view in slices_of(root, edit):
+        scale(view, edit.gain, edit.offset)
 
 
-def divide(layer: nn.Module, edit: Edit) -> None:
-    if edit.path.endswith("eps"):
-        norm, _, name = edit.path.rpartition(".")
-        setattr(find(layer, norm), name, edit.original)
+def divide(root: nn.Module, edit: Edit) -> None:
+    path, _, name = edit.path.rpartition(".")
+    if name in EPS:
+        setattr(find(root, path), name, edit.original)
         return
-    view = slice_of(layer, edit)
-    if edit.original is not None and torch.equal(view, edit.original.to(view) * edit.gain):
-        view.copy_(edit.original)
-    elif edit.gain:  # trained since, or loaded from a checkpoint; what was set to zero stays as it is
-        view.div_(edit.gain)
+    views = slices_of(root, edit)
+    originals = [None] * len(views) if edit.original is None else [one.to(views[0]) for one in edit.original]
+    for view, original in zip(views, originals, strict=True):
+        if original is not None:
+            scaled = original.clone()
+            scale(scaled, edit.gain, edit.offset)
+            if torch.equal(view, scaled):
+                view.copy_(original)
+                continue
+        if edit.gain:  # trained since, or loaded from a checkpoint; what was set to zero stays as it is
+            scale(view, 1 / edit.gain, edit.offset)

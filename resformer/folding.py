@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from resformer.edits import edits_of, slice_of
-from resformer.host import Host, difference, find_host, probe
+from resformer.edits import edits_of, eps_name, offset_of, scale, slices_of
+from resformer.host import Host, HostStack, difference, find_host, probe, width_of
 from resformer.hosts.family import Site
 from resformer.layer import Edit, Residual, find, settings_of
 from resformer.patching import detach, is_patched, unmark
 from resformer.schemes import find_scheme
 from resformer.schemes.base import Branch
+from resformer.swap import swapped
 
 CLOSE = {torch.float64: 1e-10, torch.float32: 1e-5}  # how near the folded model must come; half precision: 0.05
 
@@ -57,7 +58,10 @@ def fold(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError(f"this {type(model).__name__} is not patched; there is nothing to fold")
     if getattr(model.config, "ffn_cardinality", None) is not None:
         raise _refusal(host, "its feed-forwards are sums of bottlenecks, which no plain host has")
-    changes = _changes(host, _sums(host))
+    if any(stack.shared for stack in host.stacks):
+        raise _refusal(host, "its layers share their weights, which cannot take on a factor for each")
+    changes = [change for stack in host.stacks for change in _changes(host, stack, _sums(host, stack))]
+    _check_uses(host, changes)
     expected = probe(host)
     restore = _carry_out(host, changes)
     try:
@@ -85,17 +89,15 @@ def _refusal(host: Host, reason: str) -> ValueError:
 # ---------------------------------------------------------------------------------------------------- what is computed
 
 
-def _sums(host: Host) -> list[tuple[int, Site, Sum]]:
+def _sums(host: Host, stack: HostStack) -> list[tuple[int, Site, Sum]]:
     """What every patched site computes, in order; a ValueError where it is not the host's sum with factors."""
     found = []
-    for number, layer in enumerate(host.layers):
-        own = getattr(layer, "resformer", None)
-        if own is None:
-            continue
-        sites = [site for site in host.sites(layer) if site.name in own.acts]
-        _check_norms(host, layer, own, sites)
+    for number, own in stack.residuals().items():
+        layer = stack.layers[number]
+        sites = [site for site in stack.sites(layer) if site.name in own.acts]
+        _check_norms(host, stack, own, sites)
         try:
-            sums = _measure(own, sites, host.model.config.hidden_size)
+            sums = _measure(own, sites, width_of(stack, layer))
         except _NoSum as error:
             raise _refusal(host, f"in layer {number} {error}") from None
         for site, one in zip(sites, sums, strict=True):
@@ -108,11 +110,11 @@ def _sums(host: Host) -> list[tuple[int, Site, Sum]]:
     return found
 
 
-def _check_norms(host: Host, layer: Any, own: Residual, sites: list[Site]) -> None:
+def _check_norms(host: Host, stack: HostStack, own: Residual, sites: list[Site]) -> None:
     made = [name for name, _ in own.named_children() if name.endswith("_norm")]
-    final = host.family.final_norm
-    over = bool(final) and getattr(type(find(host.base, final)), "_resformer_kind", None) == "norm"
-    over = over and not any(hasattr(other, "resformer_readout") for other in host.layers)
+    final = stack.spec.final_norm
+    over = bool(final) and swapped(find(stack.root, final), "norm")
+    over = over and not any(hasattr(other, "resformer_readout") for other in stack.layers)
     if made or over or any(own.acts[site.name] != dict(site.norms) for site in sites):
         raise _refusal(host, "its norms act elsewhere than the host's own")
 
@@ -246,51 +248,61 @@ class Change:
         return find(self.root, self.edit.path)
 
 
-def _changes(host: Host, sums: list[tuple[int, Site, Sum]]) -> list[Change]:
+def _changes(host: Host, stack: HostStack, sums: list[tuple[int, Site, Sum]]) -> list[Change]:
     """Which weights take on the factors; a ValueError where there is none that could."""
     changes = []
     for number, site, one in sums:
-        layer: Any = host.layers[number]
+        layer: Any = stack.layers[number]
         acts = layer.resformer.acts[site.name]
-        scale, stream = 1.0, 1.0
+        factor, stream = 1.0, 1.0
         if "post" in acts:
-            eps, original = find(layer, f"{acts['post']}.eps"), _host_eps(layer, acts["post"])
-            scale = 1.0 if eps == original else math.sqrt(original / eps)
-            stream = scale * float(one.shortcut[0])
+            eps, original = _eps(layer, acts["post"]), _host_eps(layer, acts["post"])
+            factor = 1.0 if eps == original else math.sqrt(original / eps)
+            stream = factor * float(one.shortcut[0])
             if abs(stream - 1) > 1e-12:
-                changes += _on_stream(host, number, site, stream)
+                changes += _on_stream(host, stack, number, site, stream)
             else:
                 stream = 1.0
-        changes += _at(host, layer, site, "branch", scale * one.branch)
+        changes += _at(host, stack, layer, site, "branch", factor * one.branch)
         if "pre" in acts:
-            changes += _norm_changes(layer, acts["pre"], one.inside)
+            for slot in acts:
+                if slot.startswith("pre"):
+                    changes += _norm_changes(layer, acts[slot], one.inside)
         else:
-            enters = ("q",) if site.name == "cross" else ("q", "k", "v", "up")
+            enters = ("q",) if site.name == "cross" else ("q", "k", "v", "up", "gate")
             for role in enters:
-                changes += _at(host, layer, site, role, torch.tensor(one.inside / stream, dtype=torch.float64))
+                changes += _at(host, stack, layer, site, role, torch.tensor(one.inside / stream, dtype=torch.float64))
             if one.inside != stream and not set(enters) & set(site.points):
                 raise _refusal(host, f"family {host.family.name!r} does not name the projections that read the stream")
+    return changes
+
+
+def _check_uses(host: Host, changes: list[Change]) -> None:
     uses = Counter(id(p) for _, p in host.model.named_parameters(remove_duplicate=False))
     for change in changes:
         if uses[id(change.parameter)] > 1:
             raise _refusal(host, f"{change.edit.path!r} would take on a factor, and its weights are used elsewhere too")
-    return changes
+
+
+def _eps(layer: Any, norm: str) -> float:
+    return getattr(find(layer, norm), eps_name(find(layer, norm)))
 
 
 def _host_eps(layer: Any, norm: str) -> float:
     """The eps that a norm has in the host, which the scheme may have multiplied."""
-    originals = [edit.original for edit in layer.resformer.edited if edit.path == f"{norm}.eps"]
-    return originals[0] if originals else find(layer, f"{norm}.eps")
+    path = f"{norm}.{eps_name(find(layer, norm))}"
+    originals = [edit.original for edit in layer.resformer.edited if edit.path == path]
+    return originals[0] if originals else _eps(layer, norm)
 
 
-def _at(host: Host, layer: nn.Module, site: Site, role: str, factor: Tensor) -> list[Change]:
+def _at(host: Host, stack: HostStack, layer: nn.Module, site: Site, role: str, factor: Tensor) -> list[Change]:
     if bool((factor == 1).all()):
         return []
     if role == "branch" and "out" not in site.norms and not {"o", "down"} & set(site.points):
         raise _refusal(
             host, f"family {host.family.name!r} does not name the projection that site {site.name!r} ends with"
         )
-    return [Change(layer, edit, factor) for edit in edits_of(host, layer, site, role, 1.0)]
+    return [Change(layer, edit, factor) for edit in edits_of(stack, layer, site, role, 1.0)]
 
 
 def _norm_changes(root: nn.Module, path: str, factor: float) -> list[Change]:
@@ -302,17 +314,17 @@ def _norm_changes(root: nn.Module, path: str, factor: float) -> list[Change]:
     ]
 
 
-def _on_stream(host: Host, number: int, site: Site, factor: float) -> list[Change]:
+def _on_stream(host: Host, stack: HostStack, number: int, site: Site, factor: float) -> list[Change]:
     """Scale what a site reads: by the norm that the stream left last."""
-    if any(other.when for other in host.sites(host.layers[number])):
+    if any(other.when for other in stack.sites(stack.layers[number])):
         raise _refusal(host, "its stream would need another scale, and the layers' cross-attention may be left out")
-    sites = host.sites(host.layers[number])
+    sites = stack.sites(stack.layers[number])
     before = sites.index(site) - 1
     if before < 0 and number == 0:
-        if not host.family.embed_norm:
+        if not stack.spec.embed_norm:
             raise _refusal(host, "its stream would need another scale, and no norm follows the embeddings")
-        return _norm_changes(host.base, host.family.embed_norm, factor)
-    layer = host.layers[number if before >= 0 else number - 1]
+        return _norm_changes(stack.root, stack.spec.embed_norm, factor)
+    layer = stack.layers[number if before >= 0 else number - 1]
     return _norm_changes(layer, sites[before].norms["post"], factor)
 
 
@@ -331,8 +343,9 @@ def _carry_out(host: Host, changes: list[Change]) -> Callable[[], None]:
                 setattr(own, name, find_scheme("identity", {})(getattr(own, name).place))
             if "post" in acts:
                 norm = find(layer, acts["post"])
-                replaced.append((norm, "eps", norm.eps))
-                norm.eps = _host_eps(layer, acts["post"])
+                name, original = eps_name(norm), _host_eps(layer, acts["post"])
+                replaced.append((norm, name, getattr(norm, name)))
+                setattr(norm, name, original)
     for change in changes:
         _multiply(change)
 
@@ -348,11 +361,15 @@ def _carry_out(host: Host, changes: list[Change]) -> Callable[[], None]:
 
 def _multiply(change: Change) -> None:
     edit, parameter = change.edit, change.parameter
-    module = find(change.root, edit.path.rpartition(".")[0])
+    module, _, name = edit.path.rpartition(".")
+    module = find(change.root, module)
+    offset = offset_of(module) if name == "weight" else 0.0
     wide = torch.promote_types(parameter.dtype, torch.float32)
     factor = change.factor.to(parameter.device, wide)
     outputs = 1 if isinstance(module, Conv1D) else 0  # the axis of a matrix along which its outputs lie
     if factor.ndim and parameter.ndim == 2 and outputs == 0:
         factor = factor.unsqueeze(1)
-    part = slice_of(change.root, edit)
-    part.copy_(part.to(wide) * factor)
+    for part in slices_of(change.root, edit):
+        exact = part.to(wide)
+        scale(exact, factor, offset)
+        part.copy_(exact)

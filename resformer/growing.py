@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from resformer.edits import edits_of
+from resformer.edits import edits_of, offset_of, scale
 from resformer.grouped import group_feed_forward
-from resformer.host import Host, difference, find_host, probe
+from resformer.host import Host, HostStack, difference, find_host, probe
 from resformer.layer import Edit, Residual, find
 from resformer.patching import attach, detach, is_patched, mark
-from resformer.plan import Plan, make_plan
-from resformer.swap import host_class
+from resformer.plan import Plan, StackPlan, make_plan
+from resformer.swap import host_class, swapped
 
 
 def grow(model: PreTrainedModel, depth: int) -> PreTrainedModel:
@@ -43,6 +43,11 @@ def grow(model: PreTrainedModel, depth: int) -> PreTrainedModel:
         raise ValueError(
             f"this {type(model).__name__} is not patched; resformer.patch(model, 'identity') patches it without "
             "changing what it computes"
+        )
+    if len(host.stacks) > 1 or host.stacks[0].shared or not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"growing is for transformers models of one stack whose layers have weights of their own; this "
+            f"{type(model).__name__} is not one"
         )
     now = len(host.layers)
     if isinstance(depth, bool) or not isinstance(depth, int) or depth <= now:
@@ -85,49 +90,54 @@ class _State:
 
     @staticmethod
     def of(host: Host, deeper: dict[str, Any]) -> _State:
-        residuals: dict[int, Residual] = {n: find(layer, "resformer") for n, layer in enumerate(host.layers)}
+        stack = host.stacks[0]
+        residuals = stack.residuals()
         final_norm = "kept"
-        if host.family.final_norm and type(norm := find(host.base, host.family.final_norm)) is not host_class(norm):
-            final_norm = "moved" if hasattr(host.layers[-1], "resformer_readout") else "unused"
+        if stack.spec.final_norm and swapped(find(stack.root, stack.spec.final_norm), "norm"):
+            final_norm = "moved" if hasattr(stack.layers[-1], "resformer_readout") else "unused"
         settings = residuals[0].settings
         configs = [(m, m.config) for m in host.model.modules() if hasattr(m, "config")]
-        plan = Plan(settings["placement"], residuals, final_norm)
+        plan = Plan(settings["placement"], (StackPlan(stack, residuals, final_norm),))
         edited = {number: own.edited for number, own in residuals.items()}
         return _State(plan, edited, configs, settings)
 
     def restore(self, host: Host) -> None:
         detach(host, edit_weights=False)
-        del host.layers[len(self.plan.residuals) :]
+        residuals = self.plan.stacks[0].residuals
+        del _list(host)[len(residuals) :]
         for module, config in self.configs:
             module.config = config
-        for own in self.plan.residuals.values():
+        for own in residuals.values():
             own.edited = []
         attach(host, self.plan, edit_weights=False)
-        for number, own in self.plan.residuals.items():
+        for number, own in residuals.items():
             own.edited = self.edited[number]
         mark(host.model, self.settings)
 
 
 def _deepen(host: Host, before: _State, deeper: dict[str, Any]) -> None:
     """New layers on top, and the schemes of all layers made for the new depth."""
-    now, depth, settings, old = len(host.layers), deeper["num_hidden_layers"], before.settings, before.plan.residuals
+    now, depth, settings = len(host.layers), deeper["num_hidden_layers"], before.settings
+    old = before.plan.stacks[0].residuals
     new = _new_layers(host, deeper)
     detach(host, edit_weights=False)
-    host.layers.extend(new)
+    _list(host).extend(new)
     _configure(host, deeper)
     scheme, init, placement = settings["scheme"], settings["init"], settings["placement"]
-    plan = make_plan(host, scheme, init, placement, range(depth), settings["options"], check=False)
-    _take_over(plan.residuals, old)
+    chosen = {host.stacks[0].spec.name: list(range(depth))}
+    plan = make_plan(host, scheme, init, placement, chosen, settings["options"], check=False)
+    grown = plan.stacks[0].residuals
+    _take_over(grown, old)
     attach(host, plan, edit_weights=False)
     for number, own in old.items():
-        made, had = plan.residuals[number].edited, before.edited[number]
+        made, had = grown[number].edited, before.edited[number]
         if [(edit.path, edit.gain) for edit in made] != [(edit.path, edit.gain) for edit in had]:
             raise ValueError(
                 f"scheme {scheme!r} scales the host's weights by factors that depend on depth; a model that was "
                 f"patched with {now} layers cannot go on as one of {depth}"
             )
-        plan.residuals[number].edited = had
-        plan.residuals[number].difference = own.difference
+        grown[number].edited = had
+        grown[number].difference = own.difference
     mark(host.model, settings | {"layers": None if settings["layers"] is None else [0, depth]})
 
 
@@ -159,18 +169,25 @@ def _take_over(new: dict[int, Residual], old: dict[int, Residual]) -> None:
 def _scale_outputs(host: Host, start: int, gain: float) -> None:
     """Multiply what the branches give, from a layer on; a gain of 0 makes them x + 0."""
     for layer in host.layers[start:]:
-        for site in host.sites(layer):
+        for site in host.stacks[0].sites(layer):
             if "out" not in find(layer, "resformer").acts[site.name] and not {"o", "down"} & set(site.points):
                 raise ValueError(
                     f"family {host.family.name!r} does not name the projection that site {site.name!r} ends with; add "
                     "it to its `points`"
                 )
-            for edit in edits_of(host, layer, site, "branch", gain):
-                weight = find(layer, edit.path)
-                weight.copy_(weight * gain if gain else torch.zeros_like(weight))
+            for edit in edits_of(host.stacks[0], layer, site, "branch", gain):
+                path, _, name = edit.path.rpartition(".")
+                weight, offset = find(layer, edit.path), offset_of(find(layer, path)) if name == "weight" else 0.0
+                scale(weight, gain, offset) if gain else weight.fill_(-offset)
 
 
 # ---------------------------------------------------------------------------------------------------- the host
+
+
+def _list(host: Host) -> Any:
+    """The module list that holds the layers."""
+    stack: HostStack = host.stacks[0]
+    return find(stack.root, stack.spec.layers)
 
 
 def _deeper(host: Host, depth: int) -> dict[str, Any]:
@@ -211,7 +228,7 @@ def _new_layers(host: Host, deeper: dict[str, Any]) -> list[nn.Module]:
         twin: Any = host_class(host.base)(config)
         if (cardinality := getattr(config, "ffn_cardinality", None)) is not None:
             group_feed_forward(twin, cardinality)
-    outside = {name for name, _ in twin.named_buffers() if not name.startswith(host.family.layers)}
+    outside = {name for name, _ in twin.named_buffers() if not name.startswith(host.stacks[0].spec.layers)}
     if lacking := sorted(outside - {name for name, _ in host.base.named_buffers()}):
         raise ValueError(
             f"a {type(host.base).__name__} of this depth has parts outside its layers that this one was made without "
@@ -220,7 +237,7 @@ def _new_layers(host: Host, deeper: dict[str, Any]) -> list[nn.Module]:
     top: Any = host.layers[-1]
     weights = {name: value for name, value in top.state_dict().items() if ".resformer." not in f".{name}"}
     made = []
-    for layer in find(twin, host.family.layers)[len(host.layers) :]:
+    for layer in find(twin, host.stacks[0].spec.layers)[len(host.layers) :]:
         layer.to_empty(device=next(top.parameters()).device).to(next(top.parameters()).dtype)
         if layer.state_dict().keys() - weights.keys() or any(True for _ in layer.buffers()):
             layer.apply(host.model._init_weights)

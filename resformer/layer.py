@@ -5,19 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from resformer.attention import VALUES, Values
-from resformer.hosts.family import Family, Projection, Site, families
+from resformer.hosts.family import Projection, Site, Stack, families
 from resformer.schemes.base import Branch, Scheme, Stream
 from resformer.swap import host_class, swap_kind
 
 logger = logging.get_logger(__name__)
+CACHES = ("past_key_values", "layer_past")  # what the arguments with a KV cache are called
 
 
 class Residual(nn.Module):
@@ -39,15 +42,41 @@ class Residual(nn.Module):
         self.trained = True  # whether the host trained anything else in this layer when patched
         self.bypassed: list[str] = []  # parameters of the host's final norm, where the scheme wants none
         self.edited: list[Edit] = []
-        self.switched_off_cache: list[str] = []  # configurations of the model, for a scheme that cannot have a KV cache
+        self.switched_off_cache: list[str] = []  # paths of configurations, for a scheme that cannot have a KV cache
         self.difference: float | None = None  # from the host's output, relative, measured when patched
 
     @property
     def schemes(self) -> list[Scheme]:
         return [getattr(self, name) for name in self.scheme_names]
 
+    def norm(self, layer: nn.Module, path: str) -> Any:
+        """The norm at a path of `acts`: the layer's own, or one made for the scheme."""
+        made = path.removeprefix("resformer.")
+        return find(layer, path) if made == path else getattr(self, made)
+
     def forward(self) -> None:
         raise RuntimeError("`resformer` holds what its layer needs; call the layer")
+
+
+class Calls(nn.Module):
+    """What patching hangs on a layer that is called more than once: a `Residual` for each call, by its number."""
+
+    def __init__(self, residuals: dict[int, Residual]):
+        super().__init__()
+        for number, own in residuals.items():
+            self.add_module(str(number), own)
+
+
+class Carried(tuple):
+    """The states of a layer and its stream where other things stand beside them in a tuple. Loops that gather hidden
+    states by hand may ask for their shape and cut them."""
+
+    @property
+    def shape(self) -> torch.Size:
+        return self[0].shape
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(0)[index] if isinstance(index, tuple) else super().__getitem__(index)
 
 
 def settings_of(module: nn.Module) -> dict[str, Any] | None:
@@ -58,8 +87,10 @@ def settings_of(module: nn.Module) -> dict[str, Any] | None:
 class Edit:
     """One change to the host's weights: what was multiplied by what, and what stood there before."""
 
-    def __init__(self, role: str, path: str, gain: float, part: Projection | None = None):
-        self.role, self.path, self.gain, self.part = role, path, gain, part  # path from the layer; of "embed": the base
+    def __init__(self, role: str, path: str, gain: float, part: Projection | None = None, groups: int = 1):
+        self.role, self.path, self.gain = role, path, gain  # path from the layer; of "embed": from the stack
+        self.part, self.groups = part, groups
+        self.offset = 0.0  # of a norm, what it adds to its weight
         self.original: Any = None
 
 
@@ -84,12 +115,24 @@ def before_projection(layer: Any, site: str, point: str, path: str, module: nn.M
 
 
 def after_projection(
-    layer: Any, site: str, point: str, path: str, part: int, parts: int, module: nn.Module, args: tuple, y: Tensor
+    layer: Any,
+    site: str,
+    point: str,
+    path: str,
+    part: int,
+    parts: int,
+    groups: int,
+    module: nn.Module,
+    args: tuple,
+    y: Tensor,
 ):
     """Forward hook: the scheme's say on the output of "q", "k", "v" or "up", a slice of it where they are fused."""
-    slices = list(y.chunk(parts, dim=-1))
-    slices[part] = _scheme_at(layer, site, path, module).inside(point, slices[part])
-    return torch.cat(slices, dim=-1) if parts > 1 else slices[0]
+    scheme = _scheme_at(layer, site, path, module)
+    if parts == 1:
+        return scheme.inside(point, y)
+    slices = list(y.unflatten(-1, (groups, parts, -1)).unbind(-2))  # (... groups, size) each
+    slices[part] = scheme.inside(point, slices[part].flatten(-2)).unflatten(-1, (groups, -1))
+    return torch.stack(slices, dim=-2).flatten(-3)
 
 
 def _scheme_at(layer: Any, site: str, path: str, module: nn.Module) -> Scheme:
@@ -103,61 +146,106 @@ def _scheme_at(layer: Any, site: str, path: str, module: nn.Module) -> Scheme:
     return getattr(layer.resformer, site)
 
 
-def run_branch(layer: nn.Module, site: Site, given: dict[str, Any], x: Tensor) -> Tensor:
+def run_branch(layer: nn.Module, site: Site, given: dict[str, Any], x: Tensor, rest: dict[str, tuple]) -> Tensor:
     """The sublayer of a site: its modules one after the other, the first with the layer's arguments."""
     size = getattr(layer, site.chunks) if site.chunks else 0
     if size:
-        return torch.cat([_chain(layer, site, given, part) for part in x.split(size, dim=1)], dim=1)
-    return _chain(layer, site, given, x)
+        return torch.cat([_chain(layer, site, given, part, rest) for part in x.split(size, dim=1)], dim=1)
+    return _chain(layer, site, given, x, rest)
 
 
-def _chain(layer: nn.Module, site: Site, given: dict[str, Any], x: Any) -> Tensor:
+def _chain(layer: nn.Module, site: Site, given: dict[str, Any], x: Any, rest: dict[str, tuple]) -> Tensor:
     for i, path in enumerate(site.calls):
-        x = find(layer, path)(x, **(given if i == 0 else {}))
+        step = find(layer, path)
+        if isinstance(step, int | float):
+            x = functional.dropout(x, p=step, training=layer.training)
+            continue
+        x = step(x, **(given if i == 0 else {}))
         if isinstance(x, tuple):
+            if i == 0:
+                rest[site.name] = x
             x = x[0]
     return x
 
 
-def run_site(layer: Any, site: Site, scheme: Scheme, s: Any, call: dict[str, Any], named: tuple[str, ...]):
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer: what it was given, by name, and what its sublayers return beside the states."""
+
+    layer: Any
+    own: Residual
+    stack: Stack
+    given: dict[str, Any]
+    named: tuple[str, ...]  # the arguments that the layer's signature names
+    rest: dict[str, tuple]  # site -> what its first module returned
+
+    def arguments(self, site: Site) -> dict[str, Any]:
+        """For the first module of a site."""
+        found = {parameter: self.given[name] for parameter, name in site.passes.items() if name in self.given}
+        if site.extra:
+            found |= {name: value for name, value in self.given.items() if name not in self.named}
+        return found
+
+    def mask(self) -> Any:
+        return self.stack.real(self.given) if self.stack.real else self.given.get("attention_mask")
+
+
+def run_site(site: Site, scheme: Scheme, s: Any, call: Call):
     """One residual connection: the branch with the norms that act on it, inside the scheme's step."""
-    given = {parameter: call[name] for parameter, name in site.passes.items() if name in call}
-    if site.extra:
-        given |= {name: value for name, value in call.items() if name not in named}
-    acts = layer.resformer.acts[site.name]
-    norm = {slot: find(layer, path) for slot, path in acts.items()}
+    layer = call.layer
+    norm = {slot: call.own.norm(layer, path) for slot, path in call.own.acts[site.name].items()}
 
     def branch(x: Tensor, values: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        x = norm.get("pre", identity)(x)
-        if "in" in scheme.points:
-            x = scheme.inside("in", x)
-        if values is None:
-            y = run_branch(layer, site, given, x)
-        else:
-            change = Values(values)
-            y = run_branch(layer, site, given | {VALUES: change}, x)
-            change.check(layer, site.name)
+        entered: dict[str, Tensor] = {}
+        y: Any = None
+        for part in site.parts or (site,):
+            slot = f"pre_{part.name}" if f"pre_{part.name}" in norm else "pre"
+            if slot not in entered:
+                z = norm.get(slot, identity)(x)
+                entered[slot] = scheme.inside("in", z) if "in" in scheme.points else z
+            given = call.arguments(part)
+            if values is None or part.name != "attn":
+                out = run_branch(layer, part, given, entered[slot], call.rest)
+            else:
+                change = Values(values)
+                out = run_branch(layer, part, given | {VALUES: change}, entered[slot], call.rest)
+                change.check(layer, part.name)
+            y = out if y is None else y + out
         return norm.get("out", identity)(y)
 
-    return scheme.step(s, Branch(branch, call.get("attention_mask")), norm.get("post", identity))
+    post = norm.get("post", identity)
+    if site.after is not None:
+        post = functools.partial(_one_after_the_other, post, site.after)
+    return scheme.step(s, Branch(branch, call.mask()), post)
 
 
-def run_layer(layer: Any, family: Family, named: tuple[str, ...], h: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """(B T D) or (h, *stream) -> the same; the stream opens at the first patched layer and closes at the last."""
-    own: Residual = layer.resformer
-    call = dict(zip(named, args, strict=False)) | kwargs
+def _one_after_the_other(first: Any, second: Any, x: Tensor) -> Tensor:
+    return second(first(x))
+
+
+def run_layer(layer: Any, stack: Stack, named: tuple[str, ...], h: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """(B T D) or (h, *stream) -> the same; the stream opens at the first patched layer and closes at the last.
+
+    Of a layer that is called more than once the number of the call follows h.
+    """
+    own, number = layer.resformer, None
+    if isinstance(own, Calls):
+        number = h[1] if isinstance(h, tuple) else 0
+        own = getattr(own, str(number))
+        h = h if not isinstance(h, tuple) else h[0] if len(h) == 2 else (h[0], *h[2:])
+    call = Call(layer, own, stack, dict(zip(named, args, strict=False)) | kwargs, named, {})
     schemes = own.schemes
     s: Stream = h
     if isinstance(h, tuple):
         s = h[1:]
     elif own.opens:
         if hasattr(own, "embed_norm"):
-            h = find(own, "embed_norm")(h)
+            h = own.embed_norm(h)
         s = schemes[0].start(h) if not own.steps_block else schemes[-1].start(h)
 
     sites = []
-    for site in family.sites:
-        if site.when and call.get(site.when) is None:
+    for site in stack.sites:
+        if site.when and call.given.get(site.when) is None:
             continue
         if site.name not in own.acts:
             if getattr(layer, "is_decoder", True):  # an encoder ignores states that it cannot attend to
@@ -165,7 +253,7 @@ def run_layer(layer: Any, family: Family, named: tuple[str, ...], h: Any, args: 
             continue
         sites.append(site)
 
-    if any(scheme.repeats for scheme in schemes) and call.get("past_key_values") is not None:
+    if any(scheme.repeats for scheme in schemes) and any(call.given.get(name) is not None for name in CACHES):
         raise ValueError(
             f"scheme {schemes[-1].name!r} calls each sublayer more than once, which a KV cache cannot follow; "
             "pass use_cache=False"
@@ -175,19 +263,40 @@ def run_layer(layer: Any, family: Family, named: tuple[str, ...], h: Any, args: 
         def field(x: Tensor) -> Tensor:
             y: Any = x
             for site in sites:
-                y = run_site(layer, site, getattr(own, site.name), y, call, named)
+                y = run_site(site, getattr(own, site.name), y, call)
             return y - x
 
-        depends = functools.partial(_depends, layer, call)
-        s = schemes[-1].step(s, Branch(field, call.get("attention_mask"), depends), identity)
+        depends = functools.partial(_depends, layer, call.given)
+        s = schemes[-1].step(s, Branch(field, call.mask(), depends), identity)
     else:
         for site in sites:
-            s = run_site(layer, site, getattr(own, site.name), s, call, named)
+            s = run_site(site, getattr(own, site.name), s, call)
 
     if own.closes:
-        return schemes[-1].finish(s, _final_norm(layer))
-    # the readable state goes first, where transformers looks for hidden states
-    return (schemes[-1].finish(s, identity), *s) if isinstance(s, tuple) else s
+        out: Any = schemes[-1].finish(s, _final_norm(layer))
+    else:  # the readable state goes first, where transformers looks for hidden states
+        state, stream = (schemes[-1].finish(s, identity), s) if isinstance(s, tuple) else (s, ())
+        counted = () if number is None else (number + 1,)
+        out = (state, *counted, *stream) if counted or stream else state
+    if stack.returns:
+        rest, out = call.rest, Carried(out) if isinstance(out, tuple) else out
+        return out, *(rest[site][i] if len(rest.get(site, ())) > i else None for site, i in stack.returns)
+    return out
+
+
+def show_states(module: nn.Module, args: tuple, output: Any) -> Any:
+    """Forward hook of what runs the layers: of the states with a stream that were gathered it shows the states."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(one[0] if isinstance(one, Carried) else one for one in value)
+        return value
+
+    if isinstance(output, tuple):
+        return tuple(shown(value) for value in output)
+    for name, value in output.items():
+        output[name] = shown(value)
+    return output
 
 
 def _depends(layer: nn.Module, call: dict[str, Any]) -> list[Tensor]:
@@ -215,16 +324,15 @@ def _final_norm(layer: Any) -> Any:
 
 
 @swap_kind("layer")
-def _layer_body(cls: Any) -> dict[str, Any]:
-    family = family_of(cls)
-    assert family is not None
+def _layer_body(cls: Any, family: str, stack_name: str) -> dict[str, Any]:
+    stack = next(one for one in families()[family].stacks if one.name == stack_name)
     signature = inspect.signature(inspect.unwrap(cls.forward))
     named = tuple(p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD)[2:]
 
     @functools.wraps(inspect.unwrap(cls.forward))
     def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         if not (getattr(self, "gradient_checkpointing", False) and self.training):
-            return run_layer(self, family, named, hidden_states, args, kwargs)
+            return run_layer(self, stack, named, hidden_states, args, kwargs)
         # Reentrant checkpointing sees only tensors that are arguments themselves; those inside a tuple get silently
         # wrong gradients. So the stream goes through flat.
         kwargs = _without_cache(self, kwargs)
@@ -232,9 +340,15 @@ def _layer_body(cls: Any) -> dict[str, Any]:
 
         def run(*inputs: Any) -> Any:
             h = inputs[: len(flat)] if isinstance(hidden_states, tuple) else inputs[0]
-            return run_layer(self, family, named, h, inputs[len(flat) :], kwargs)
+            out = run_layer(self, stack, named, h, inputs[len(flat) :], kwargs)
+            if not stack.returns:
+                return out
+            states, *rest = out
+            return (*states, *rest) if isinstance(states, tuple) else out
 
-        return self._gradient_checkpointing_func(run, *flat, *args)
+        out = self._gradient_checkpointing_func(run, *flat, *args)
+        size = len(out) - len(stack.returns) if stack.returns else 1
+        return (Carried(out[:size]), *out[size:]) if size > 1 else out
 
     def no_second_wrapper(sub: type, **kwargs: Any) -> None:
         # FSDP2 subclasses the layer's class; transformers would wrap the forward again and checkpoint twice
@@ -248,7 +362,7 @@ def _layer_body(cls: Any) -> dict[str, Any]:
 
 def _without_cache(layer: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """As transformers' own checkpointing layer: a layer run twice must not write its cache twice."""
-    keys = {"use_cache"} if layer._can_checkpoint_with_cache else {"use_cache", "past_key_values", "layer_past"}
+    keys = {"use_cache"} if layer._can_checkpoint_with_cache else {"use_cache", *CACHES}
     off = {key: False if key == "use_cache" else None for key in keys if kwargs.get(key)}
     if off:
         changes = ", ".join(f"`{key}={value}`" for key, value in sorted(off.items()))
@@ -268,7 +382,27 @@ def _bypassed_norm(cls: type) -> dict[str, Any]:
     return {"forward": forward}
 
 
-def family_of(cls: type) -> Family | None:
-    """The family whose layer this very class is; a subclass may change the forward and is none."""
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    return next((family for family in families().values() if family.layer == name), None)
+class _Bare:
+    """A module that goes on to add and to norm, seen by its own forward without the two: its norm gives what the
+    module before the addition gave."""
+
+    def __init__(self, module: nn.Module, ends: str, norm: str):
+        def end(x: Tensor) -> Tensor:
+            self._found = getattr(module, ends)(x)
+            return self._found
+
+        self._module = module
+        setattr(self, ends, end)
+        setattr(self, norm, lambda total: self._found)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+@swap_kind("bare")
+def _bare_body(cls: Any, ends: str, norm: str) -> dict[str, Any]:
+    @functools.wraps(cls.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return cls.forward(_Bare(self, ends, norm), *args, **kwargs)
+
+    return {"forward": forward}

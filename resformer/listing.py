@@ -73,8 +73,9 @@ def hosts_table() -> Table:
     """Every family with its kind, sites and inside points."""
     table = _table("family", "kind", "stack", "sites", "layer class")
     for name, family in families().items():
-        sites = ", ".join(site.name for site in family.sites)
-        table.add_row(name, HOST_KINDS[family.kind], family.stack, sites, family.layer.rpartition(".")[2])
+        for stack in family.stacks:
+            sites = ", ".join(site.name for site in stack.sites)
+            table.add_row(name, HOST_KINDS[family.kind], stack.name, sites, stack.layer.rpartition(".")[2])
     return table
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,31 +13,42 @@ from transformers import PreTrainedModel
 
 from resformer import adapters, saving, trainer  # noqa: F401  (they teach PEFT and transformers about patched models)
 from resformer.attention import route, unroute
-from resformer.edits import divide, edits_of, multiply
-from resformer.host import Host, check_identity, difference, find_host, probe
-from resformer.hosts.family import Projection
-from resformer.layer import Residual, after_projection, before_projection, find, refuse_attentions, settings_of
-from resformer.plan import Plan, attends, make_plan
-from resformer.swap import host_class, swap, swap_back
+from resformer.edits import divide, edits_of, groups_of, multiply
+from resformer.host import Host, HostStack, check_identity, difference, find_host, probe
+from resformer.hosts.family import Projection, Site
+from resformer.layer import (
+    Calls,
+    Residual,
+    after_projection,
+    before_projection,
+    find,
+    refuse_attentions,
+    settings_of,
+    show_states,
+)
+from resformer.plan import Chosen, Layers, Plan, StackPlan, attends, choose_layers, make_plan
+from resformer.swap import host_class, swap, swap_back, swapped
 
+Model = TypeVar("Model", bound=nn.Module)
 VERSION = 1  # of config.resformer
-CACHED = ("config", "generation_config")
+HOOKS = (before_projection, after_projection, refuse_attentions)
 FAR = {torch.float64: 1e-6, torch.float32: 1e-2}  # no rounding reaches this; half precision: 0.2
 
 
 def patch(
-    model: PreTrainedModel,
+    model: Model,
     scheme: str,
     *,
     init: str = "preserve",
     placement: str | None = None,
-    layers: range | slice | list[int] | None = None,
+    layers: Layers | dict[str, Layers] = None,
     **options: Any,
-) -> PreTrainedModel:
+) -> Model:
     """Change the residual connection around every sublayer of a model, in place, keeping its weights.
 
     Args:
-        model: a transformers model of a known family (`resformer hosts`), with any head.
+        model: a model of a known family (`resformer hosts`), with any head; or one of your own, for which see
+            `resformer.register_family`.
         scheme: a name of `resformer.schemes()`.
         init: "preserve", the patched model computes what the host computed; or "paper", the scheme's own start,
             for training from scratch.
@@ -43,6 +56,7 @@ def patch(
             init="preserve", and with init="paper" where the scheme's paper has them. Schemes that are about
             placement (post_ln, pre_ln, deepnorm ...) fix it themselves.
         layers: a contiguous range of layers; by default all. What schemes count (layers, sites) they count within it.
+            Of an encoder-decoder by stack: {"decoder": range(6)} leaves the encoder as it is.
         options: the scheme's own, see its docstring.
 
     Returns the same model. Raises a ValueError, and leaves the model as it was, if the scheme, an option or the
@@ -56,21 +70,24 @@ def patch(
         )
     if any(p.is_meta for p in model.parameters()):
         raise ValueError("this model has no weights yet (device 'meta'); load it before patching it")
-    chosen = _range(layers, len(host.layers))
+    chosen = choose_layers(host, layers)
     plan = make_plan(host, scheme, init, placement, chosen, options)
     settings = {
         "version": VERSION,
-        "host": model.config.model_type,
+        "host": getattr(getattr(model, "config", None), "model_type", None),
         "scheme": scheme,
         "init": init,
         "placement": plan.placement,
-        "layers": None if layers is None else [chosen.start, chosen.stop],
+        "layers": None if layers is None else _recorded(chosen, by_stack=isinstance(layers, dict)),
         "options": options,
     }
     expected = probe(host)
     try:
-        attach(host, make_plan(host, "identity", "preserve", None, chosen, {}))
-        check_identity(host, expected)
+        trial = make_plan(host, "identity", "preserve", None, chosen, {})
+        attach(host, trial)
+        with counted(trial) as visits:
+            check_identity(host, expected)
+        _check_visits(host, visits)
         detach(host)
         attach(host, plan)
         change = difference(probe(host), expected)
@@ -83,12 +100,12 @@ def patch(
     except BaseException:
         detach(host)
         raise
-    find(host.layers[chosen.start], "resformer").difference = change
+    plan.residuals[0].difference = change
     mark(model, settings)
     return model
 
 
-def unpatch(model: PreTrainedModel) -> PreTrainedModel:
+def unpatch(model: Model) -> Model:
     """Give the model its own residual connections back, in place; the scheme's parameters are dropped.
 
     Exact where the host's weights were not trained in between: what `init` had multiplied is put back from the
@@ -107,11 +124,10 @@ def is_patched(model: nn.Module) -> bool:
     return settings_of(model) is not None
 
 
-def restore(model: PreTrainedModel, settings: dict[str, Any]) -> None:
+def restore(model: nn.Module, settings: dict[str, Any]) -> None:
     """Patch a model whose weights are still to come: nothing is drawn, edited or probed. For loading."""
     host = find_host(model)
-    layers = settings["layers"]
-    chosen = _range(None if layers is None else range(*layers), len(host.layers))
+    chosen = choose_layers(host, _chosen(settings["layers"]))
     plan = make_plan(
         host, settings["scheme"], settings["init"], settings["placement"], chosen, settings["options"], check=False
     )
@@ -119,124 +135,213 @@ def restore(model: PreTrainedModel, settings: dict[str, Any]) -> None:
     mark(model, settings)
 
 
-def _range(layers: range | slice | list[int] | None, depth: int) -> range:
-    if layers is None:
-        return range(depth)
-    if isinstance(layers, slice):
-        layers = range(depth)[layers]
-    numbers = list(layers) if isinstance(layers, range | list | tuple) else []
-    contiguous = bool(numbers) and all(type(number) is int for number in numbers)
-    contiguous = contiguous and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-    if not contiguous or numbers[0] < 0 or numbers[-1] >= depth:
-        raise ValueError(f"layers must be a contiguous range within 0 to {depth - 1}, got {layers!r}")
-    return range(numbers[0], numbers[-1] + 1)
+def _recorded(chosen: Chosen, *, by_stack: bool) -> Any:
+    """The layers as config.resformer has them: a list [first, last + 1] or, with gaps, of all; by stack where asked."""
+    found = {
+        name: [numbers[0], numbers[-1] + 1] if len(numbers) == numbers[-1] - numbers[0] + 1 else {"numbers": numbers}
+        for name, numbers in chosen.items()
+    }
+    return found if by_stack else next(iter(found.values()))
+
+
+def _chosen(recorded: Any) -> Any:
+    if isinstance(recorded, dict) and "numbers" not in recorded:
+        return {name: _chosen(layers) for name, layers in recorded.items()}
+    if isinstance(recorded, dict):
+        return recorded["numbers"]
+    return None if recorded is None else range(*recorded)
+
+
+@contextmanager
+def counted(plan: Plan) -> Iterator[dict[str, int]]:
+    """How often each site of a plan that is attached is visited meanwhile, by stack, layer and site."""
+    visits: dict[str, int] = {}
+    schemes: list[Any] = []
+    for part in plan.stacks:
+        for number, own in part.residuals.items():
+            for name in own.acts:
+                scheme, key = getattr(own, name), f"{part.stack.spec.name} layer {number}, {name}"
+                visits[key] = 0
+                scheme.step = functools.partial(_count, visits, key, scheme.step)
+                schemes.append(scheme)
+    try:
+        yield visits
+    finally:
+        for scheme in schemes:
+            del scheme.step
+
+
+def _count(visits: dict[str, int], key: str, step: Any, *given: Any) -> Any:
+    visits[key] += 1
+    return step(*given)
+
+
+def _check_visits(host: Host, visits: dict[str, int]) -> None:
+    """A forward pass comes once by each site (by cross-attention only if it is given states, as the probe may not)."""
+    wrong = {key: times for key, times in visits.items() if times != 1 and not (key.endswith("cross") and times == 0)}
+    if wrong:
+        key, times = next(iter(wrong.items()))
+        raise ValueError(
+            f"family {host.family.name!r} does not describe this {type(host.base).__name__}: a forward pass comes "
+            f"{times} times by {key}, and once is expected (in all {len(wrong)} of {len(visits)} sites differ). Its "
+            "layers may have changed with the version of transformers; please report it, or register a family that fits"
+        )
 
 
 def attach(host: Host, plan: Plan, *, edit_weights: bool = True) -> None:
     """Carry the plan out."""
-    for number, own in plan.residuals.items():
-        layer: Any = host.layers[number]
-        layer.resformer = own
-        own.frozen = [path for path in own.frozen if find(layer, path).requires_grad]
-        own.trained = _trained(layer)
-        for site in host.sites(layer):
-            scheme = getattr(own, site.name)
-            for point in scheme.points:
-                if point in site.points:
-                    _hook(layer, site.name, point, site.points[point])
-            if "values" in scheme.points and attends(site):
-                route(find(layer, site.calls[0]))
-            for role, gain in scheme.edits().items():
-                if role == "embed" and number:
-                    continue  # what layers below a range read is not the scheme's
-                for edit in edits_of(host, layer, site, role, gain):
-                    if edit_weights or role == "sum":  # a norm's eps is no weight: no checkpoint brings it
-                        multiply(host.base if role == "embed" else layer, edit)
-                    own.edited.append(edit)
-        swap(layer, "layer")
-    if plan.final_norm != "kept":
-        norm, last = find(host.base, host.family.final_norm), max(plan.residuals)
-        if plan.final_norm == "moved":
-            closing: Any = host.layers[last]
-            closing.resformer_readout = (norm,)  # in a tuple: the norm stays the model's own child
-        else:
-            own = plan.residuals[last]
-            own.bypassed = [name for name, parameter in norm.named_parameters() if parameter.requires_grad]
-        swap(norm, "norm")
+    embedded: set[int] = set()
+    for part in plan.stacks:
+        _attach_stack(host, part, edit_weights, embedded)
     freeze(host, True)
-    repeating = [scheme for own in plan.residuals.values() for scheme in own.schemes if scheme.repeats]
+    repeating = [scheme for own in plan.residuals for scheme in own.schemes if scheme.repeats]
     if repeating:
         refuse: Any = functools.partial(refuse_attentions, repeating[0].name)
         host.base.register_forward_pre_hook(refuse, with_kwargs=True)
-    if repeating:
-        names = [name for name in CACHED if getattr(getattr(host.model, name, None), "use_cache", False)]
-        plan.residuals[min(plan.residuals)].switched_off_cache = names
-        for name in names:
-            getattr(host.model, name).use_cache = False
+        plan.residuals[0].switched_off_cache = _switch_off_cache(host.model)
+
+
+def _attach_stack(host: Host, part: StackPlan, edit_weights: bool, embedded: set[int]) -> None:
+    """`embedded` gathers the embeddings that are scaled: where stacks share them, by the gain of the first alone."""
+    stack, spec = part.stack, part.stack.spec
+    for number, own in part.residuals.items():
+        layer: Any = stack.layers[number]
+        if not stack.shared:
+            layer.resformer = own
+        elif not hasattr(layer, "resformer"):
+            layer.resformer = Calls({n: one for n, one in part.residuals.items() if stack.layers[n] is layer})
+        own.frozen = [path for path in own.frozen if find(layer, path).requires_grad]
+        own.trained = _trained(layer, own)
+        for site in stack.sites(layer):
+            scheme = getattr(own, site.name)
+            for point in scheme.points:
+                if point in site.points:
+                    _hook(stack, layer, site.name, point, site.points[point])
+            _prepare_branch(layer, site, scheme)
+            for role, gain in scheme.edits().items():
+                if role == "embed" and number:
+                    continue  # what layers below a range read is not the scheme's
+                for edit in edits_of(stack, layer, site, role, gain):
+                    if role == "embed":
+                        shared = id(find(stack.root, edit.path))
+                        if shared in embedded:
+                            continue
+                        embedded.add(shared)
+                    if edit_weights or role == "sum":  # a norm's eps is no weight: no checkpoint brings it
+                        multiply(stack.root if role == "embed" else layer, edit)
+                    own.edited.append(edit)
+        if not swapped(layer, "layer"):
+            swap(layer, "layer", host.family.name, spec.name)
+    if spec.returns:
+        loop: Any = find(stack.root, spec.layers.rpartition(".")[0]) if "." in spec.layers else stack.root
+        loop.register_forward_hook(show_states)
+    if part.final_norm != "kept":
+        norm: Any = find(stack.root, spec.final_norm)
+        last = max(part.residuals)
+        if part.final_norm == "moved":
+            closing: Any = stack.layers[last]
+            closing.resformer_readout = (norm,)  # in a tuple: the norm stays the model's own child
+        else:
+            own = part.residuals[last]
+            own.bypassed = [name for name, parameter in norm.named_parameters() if parameter.requires_grad]
+        swap(norm, "norm")
+
+
+def _prepare_branch(layer: nn.Module, site: Site, scheme: Any) -> None:
+    for one in site.parts or (site,):
+        if "values" in scheme.points and attends(one):
+            route(find(layer, one.calls[0]))
+        if one.ends:
+            module: Any = find(layer, one.calls[0])
+            inner = f"{one.calls[0]}."
+            if not swapped(module, "bare"):
+                swap(module, "bare", one.ends.removeprefix(inner), one.norms["post"].removeprefix(inner))
+
+
+def _switch_off_cache(model: nn.Module) -> list[str]:
+    """Paths of the configurations that had a KV cache on, and have it off now."""
+    paths = []
+    for path, module in model.named_modules():
+        for name in ("config", "generation_config"):
+            config: Any = vars(module).get(name)
+            if getattr(config, "use_cache", False) is True:
+                config.use_cache = False
+                paths.append(f"{path}.{name}".removeprefix("."))
+    return paths
 
 
 def freeze(host: Host, frozen: bool) -> None:
     """Stop or resume training the norms that the scheme leaves unused; loading a checkpoint makes all trainable."""
-    for layer in host.layers:
-        if isinstance(own := getattr(layer, "resformer", None), Residual):
+    for stack in host.stacks:
+        for number, own in stack.residuals().items():
             for path in own.frozen:
-                find(layer, path).requires_grad_(not frozen)
+                find(stack.layers[number], path).requires_grad_(not frozen)
             for name in own.bypassed:
-                find(host.base, f"{host.family.final_norm}.{name}").requires_grad_(not frozen)
+                find(stack.root, f"{stack.spec.final_norm}.{name}").requires_grad_(not frozen)
 
 
-def _trained(layer: Any) -> bool:
+def _trained(layer: Any, own: Residual) -> bool:
     """Whether any parameter of the host in this layer is trained, other than what patching froze."""
     others = ((name, p) for name, p in layer.named_parameters() if not name.startswith("resformer."))
-    return any(p.requires_grad for name, p in others if name not in layer.resformer.frozen)
+    return any(p.requires_grad for name, p in others if name not in own.frozen)
 
 
 def detach(host: Host, *, edit_weights: bool = True) -> None:
     """Undo `attach`, also one that stopped half-way; without `edit_weights` the weights stay as they are now."""
-    for layer in host.layers:
-        own = getattr(layer, "resformer", None)
-        if own is not None and own.trained and not _trained(layer):  # frozen as a whole since, and stays so
-            own.frozen = own.bypassed = []
+    for stack in host.stacks:
+        for number, own in stack.residuals().items():
+            if own.trained and not _trained(stack.layers[number], own):  # frozen as a whole since, and stays so
+                own.frozen = own.bypassed = []
     freeze(host, False)
-    for layer in host.layers:
-        own = getattr(layer, "resformer", None)
-        if own is None:
-            continue
+    _unhook(host.base)
+    for stack in host.stacks:
+        _detach_stack(host, stack, edit_weights)
+
+
+def _detach_stack(host: Host, stack: HostStack, edit_weights: bool) -> None:
+    for number, own in stack.residuals().items():
         for edit in reversed(own.edited):
             if edit_weights or edit.role == "sum":
-                divide(host.base if edit.role == "embed" else layer, edit)
-        for module in (host.base, *layer.modules()):
+                divide(stack.root if edit.role == "embed" else stack.layers[number], edit)
+        for path in own.switched_off_cache:
+            find(host.model, path).use_cache = True
+    for layer in stack.layers:
+        if not hasattr(layer, "resformer"):
+            continue
+        for module in layer.modules():
             _unhook(module)
             unroute(module)
-        for name in own.switched_off_cache:
-            getattr(host.model, name).use_cache = True
+            if swapped(module, "bare"):
+                swap_back(module)
         if host_class(layer) is not type(layer):
             swap_back(layer)
         del layer.resformer
         if hasattr(layer, "resformer_readout"):
             del layer.resformer_readout
-    if host.family.final_norm:
-        swap_back(find(host.base, host.family.final_norm))
+    for module in stack.root.modules():
+        _unhook(module)
+    if stack.spec.final_norm:
+        swap_back(find(stack.root, stack.spec.final_norm))
 
 
-def _hook(layer: nn.Module, site: str, point: str, projection: Projection) -> None:
+def _hook(stack: HostStack, layer: nn.Module, site: str, point: str, projection: Projection) -> None:
     module, path = find(layer, projection.path), projection.path
     if point in ("o", "down"):
         module.register_forward_pre_hook(functools.partial(before_projection, layer, site, point, path))
     else:
-        slices = projection.part, projection.parts
+        slices = projection.part, projection.parts, groups_of(stack, projection)
         module.register_forward_hook(functools.partial(after_projection, layer, site, point, path, *slices))
 
 
 def _unhook(module: nn.Module) -> None:
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key, hook in list(hooks.items()):
-            if getattr(hook, "func", None) in (before_projection, after_projection, refuse_attentions):
+            if hook is show_states or getattr(hook, "func", None) in HOOKS:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def mark(model: PreTrainedModel, settings: dict[str, Any]) -> None:
+def mark(model: nn.Module, settings: dict[str, Any]) -> None:
     """Say how the model is patched, and have it saved so; also when it was marked before."""
     for module in model.modules():
         if isinstance(module, Residual):
@@ -245,7 +350,7 @@ def mark(model: PreTrainedModel, settings: dict[str, Any]) -> None:
             module.config.resformer = settings  # for people and trackers; what is saved is that of the layers
 
 
-def unmark(model: PreTrainedModel) -> None:
+def unmark(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and hasattr(module.config, "resformer"):
             del module.config.resformer

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from resformer.edits import check_edits
+from resformer.edits import EPS, check_edits
 from resformer.errors import unknown
-from resformer.host import Host
-from resformer.hosts.family import Family, Projection, Site
+from resformer.host import Host, HostStack, class_name, width_of
+from resformer.hosts.family import Projection, Site
 from resformer.layer import Residual, find
 from resformer.schemes import Place, Scheme, find_scheme, schemes
 from resformer.schemes.base import INITS, PLACEMENTS, SLOTS
+from resformer.swap import host_class
 
 LAYERDROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # what configurations call it
+Layers = range | slice | Sequence[int] | None
+Chosen = dict[str, list[int]]  # of each stack, the layers to patch
+
+
+@dataclass(frozen=True)
+class StackPlan:
+    """What to hang on the layers of one stack."""
+
+    stack: HostStack
+    residuals: dict[int, Residual]  # by layer; of a layer called more than once, by call
+    final_norm: str  # of the host: "kept", "unused", or "moved" into the scheme's readout
 
 
 @dataclass(frozen=True)
@@ -24,8 +38,58 @@ class Plan:
     """What to hang on each layer, made without touching the model."""
 
     placement: str
-    residuals: dict[int, Residual]  # by layer
-    final_norm: str  # of the host: "kept", "unused", or "moved" into the scheme's readout
+    stacks: tuple[StackPlan, ...]
+
+    @property
+    def residuals(self) -> list[Residual]:
+        return [own for part in self.stacks for own in part.residuals.values()]
+
+
+def choose_layers(host: Host, layers: Layers | dict[str, Layers]) -> Chosen:
+    """The layers to patch: of each stack all, or the range that was asked for; else a ValueError."""
+    names = [stack.spec.name for stack in host.stacks]
+    if isinstance(layers, dict):
+        for name in layers:
+            if name not in names:
+                raise unknown("stack", name, names, of=f"family {host.family.name!r}")
+        if not layers:
+            raise ValueError(f"layers names no stack; allowed are {', '.join(names)}")
+    elif layers is not None and len(names) > 1:
+        raise ValueError(
+            f"this {type(host.model).__name__} has two stacks; say of which the layers are, such as "
+            f"layers={{'decoder': {layers!r}}}"
+        )
+    wanted = layers if isinstance(layers, dict) else dict.fromkeys(names, layers)
+    stacks = {stack.spec.name: stack for stack in host.stacks if stack.spec.name in wanted}
+    return {name: _range(stack, wanted[name]) for name, stack in stacks.items()}
+
+
+def _range(stack: HostStack, layers: Layers) -> list[int]:
+    depth = len(stack.layers)
+    if layers is not None and stack.shared:
+        raise ValueError(
+            f"the layers of this {type(stack.root).__name__} share their weights and can only be patched all at once; "
+            "leave layers out"
+        )
+    given = layers
+    if layers is None:
+        layers = range(depth)
+    elif isinstance(layers, slice):
+        layers = range(depth)[layers]
+    numbers = list(layers) if isinstance(layers, range | list | tuple) else []
+    if not numbers or any(type(n) is not int or not 0 <= n < depth for n in numbers) or numbers != sorted(set(numbers)):
+        raise ValueError(f"layers must be a contiguous range within 0 to {depth - 1}, got {given!r}")
+    fitting = [n for n, layer in enumerate(stack.layers) if stack.fits(layer)]
+    between = [n for n in range(numbers[0], numbers[-1]) if n not in numbers]
+    if any(n in fitting for n in between):
+        raise ValueError(f"layers must be a contiguous range within 0 to {depth - 1}, got {given!r}")
+    if others := [n for n in numbers if n not in fitting]:
+        kinds = {class_name(host_class(stack.layers[n])).rpartition(".")[2] for n in others}
+        raise ValueError(
+            f"layers {others} are of class {', '.join(sorted(kinds))}, which is not that of the family (layers are "
+            f"matched by their exact class); to patch the others alone: layers={fitting}"
+        )
+    return numbers
 
 
 def make_plan(
@@ -33,7 +97,7 @@ def make_plan(
     name: str,
     init: str,
     placement: str | None,
-    chosen: range,
+    chosen: Chosen,
     options: dict[str, Any],
     *,
     check: bool = True,
@@ -41,51 +105,81 @@ def make_plan(
     """The schemes, norms and flags of every layer, or a ValueError; the model stays as it is."""
     cls = find_scheme(name, options)
     placement = _settled(cls, init, placement)
-    places = [_places(host, chosen, number) for number in chosen]
+    made = tuple(
+        _plan_stack(host, stack, cls, init, placement, chosen, options, check)
+        for stack in host.stacks
+        if stack.spec.name in chosen
+    )
+    return Plan(placement, made)
+
+
+def _plan_stack(
+    host: Host,
+    stack: HostStack,
+    cls: type[Scheme],
+    init: str,
+    placement: str,
+    chosen: Chosen,
+    options: dict[str, Any],
+    check: bool,
+) -> StackPlan:
+    name, numbers, spec = cls.name, chosen[stack.spec.name], stack.spec
+    places = [_places(stack, chosen, position) for position in range(len(numbers))]
     made = [[cls(place, init=init, **options) for place, _ in pairs] for pairs in places]
     kept = {
         slot
         for ones, pairs in zip(made, places, strict=True)
         for one, (_, site) in zip(ones, pairs, strict=True)
-        for slot in _wanted(one, placement, host, site)
+        for slot in _wanted(one, placement, stack, site)
     }
-    final_norm, makes_final_norm = _final_norm(cls, host, chosen, "final" in kept)
+    final_norm, makes_final_norm = _final_norm(cls, stack, numbers, "final" in kept)
     if cls.start is not Scheme.start or makes_final_norm or final_norm == "moved":
-        _check_all_layers_run(name, host)
+        _check_all_layers_run(name, stack, numbers)
 
     residuals = {}
-    for number, pairs, ones in zip(chosen, places, made, strict=True):
-        layer = host.layers[number]
+    for number, pairs, ones in zip(numbers, places, made, strict=True):
+        layer = stack.layers[number]
         by_name = {site.name: one for one, (_, site) in zip(ones, pairs, strict=True)}
         if cls.scope == "block":
             by_name = {site.name: find_scheme("identity", {})(place) for place, site in pairs}
             by_name["block"] = cls(replace(pairs[0][0], name="block", last=True), init=init, **options)
         if check and init == "preserve":
-            _check_preserves(host.family, next(reversed(by_name.values())), placement)
+            _check_preserves(host, next(reversed(by_name.values())), placement)
         for one in by_name.values():
-            check_edits(host.family, host.sites(layer), one)
-        if "values" in cls.points and not any(attends(site) for _, site in pairs):
-            raise ValueError(
-                f"scheme {name!r} acts on the values of self-attention, and family {host.family.name!r} names no site "
-                "'attn' that hands its attention all arguments (`extra`); add one, or take another scheme"
-            )
+            check_edits(host.family, stack, stack.sites(layer), one)
+        _check_points(host, stack, cls, [site for _, site in pairs])
         norms: dict[str, nn.Module] = {}
         acts: dict[str, dict[str, str]] = {}
         frozen: list[str] = []
         for one, (_, site) in zip(ones, pairs, strict=True):
-            wanted = _wanted(one, placement, host, site) - {"embed", "final"}
-            acts[site.name], unused = _arrange(host, layer, site, wanted, norms, cls.opens_as_given)
+            wanted = _wanted(one, placement, stack, site) - {"embed", "final"}
+            acts[site.name], unused = _arrange(host, stack, layer, site, wanted, norms, cls.opens_as_given)
             frozen += [f"{path}.{key}" for path in unused for key, _ in find(layer, path).named_parameters()]
-        opens, closes = number == chosen[0], number == chosen[-1]
-        if opens and "embed" in kept and not host.family.embed_norm:
-            norms["embed_norm"] = _new_norm(host, layer)
+        opens, closes = number == numbers[0], number == numbers[-1]
+        if opens and "embed" in kept and not spec.embed_norm:
+            norms["embed_norm"] = _new_norm(host, stack, layer)
         if closes and makes_final_norm:
-            norms["final_norm"] = _new_norm(host, layer)
+            norms["final_norm"] = _new_norm(host, stack, layer)
         own = Residual(by_name, norms, acts)
         own.opens, own.closes, own.frozen = opens, closes, frozen
         parameter = next(layer.parameters())
         residuals[number] = own.to(parameter.device, parameter.dtype).train(layer.training)
-    return Plan(placement, residuals, final_norm)
+    return StackPlan(stack, residuals, final_norm)
+
+
+def _check_points(host: Host, stack: HostStack, cls: type[Scheme], sites: list[Site]) -> None:
+    """A `ValueError` where a scheme acts inside sublayers of which it cannot get hold."""
+    inside = [point for point in cls.points if point not in ("in", "values")]
+    if stack.shared and inside:
+        raise ValueError(
+            f"scheme {cls.name!r} acts inside the sublayers ({', '.join(inside)}), which all layers of this "
+            f"{type(stack.root).__name__} share; take a scheme that acts around them"
+        )
+    if "values" in cls.points and not any(attends(part) for site in sites for part in site.parts or (site,)):
+        raise ValueError(
+            f"scheme {cls.name!r} acts on the values of self-attention, and family {host.family.name!r} names no site "
+            "'attn' that hands its attention all arguments (`extra`); add one, or take another scheme"
+        )
 
 
 def _settled(cls: type[Scheme], init: str, placement: str | None) -> str:
@@ -108,45 +202,65 @@ def _settled(cls: type[Scheme], init: str, placement: str | None) -> str:
     return placement
 
 
-def _final_norm(cls: type[Scheme], host: Host, chosen: range, wanted: bool) -> tuple[str, bool]:
+def _final_norm(cls: type[Scheme], stack: HostStack, numbers: list[int], wanted: bool) -> tuple[str, bool]:
     """What becomes of the host's final norm ("kept", "unused" or "moved"), and whether the scheme is made one."""
-    ends = chosen[-1] == len(host.layers) - 1 and bool(host.family.final_norm)
+    ends = numbers[-1] == len(stack.layers) - 1 and bool(stack.spec.final_norm)
     if not ends:
         # a pre-LN host goes on with layers that have norms of their own; only a readout needs one before them
-        return "kept", wanted and (host.family.kind == "post" or (cls.readout and cls.norms is not None))
+        return "kept", wanted and (stack.spec.kind == "post" or (cls.readout and cls.norms is not None))
     return ("moved" if cls.readout else "kept") if wanted else "unused", False
 
 
-def _check_all_layers_run(name: str, host: Host) -> None:
+def _check_all_layers_run(name: str, stack: HostStack, numbers: list[int]) -> None:
+    """A `ValueError` for schemes that carry a stream, where a layer may be left out or something stands between two."""
     for key in LAYERDROP:
-        if rate := getattr(host.model.config, key, 0):
+        if key.startswith(("encoder", "decoder")) and not key.startswith(stack.spec.name):
+            continue
+        if rate := getattr(stack.config, key, 0):
             raise ValueError(
                 f"scheme {name!r} needs every layer of a forward pass, and config.{key} = {rate} leaves layers out in "
                 "training; set it to 0"
             )
+    if len(numbers) != numbers[-1] - numbers[0] + 1:
+        raise ValueError(
+            f"scheme {name!r} carries a stream from layer to layer, and layers of other classes stand between "
+            f"{numbers}; take a contiguous range, or a scheme that acts on each sublayer alone"
+        )
+    if stack.spec.between and _set(stack, stack.spec.between) and len(numbers) > 1:
+        raise ValueError(
+            f"scheme {name!r} carries a stream from layer to layer, and in this {type(stack.root).__name__} "
+            f"{stack.spec.between!r} acts between two of them; take a scheme that acts on each sublayer alone"
+        )
 
 
-def _places(host: Host, chosen: range, number: int) -> list[tuple[Place, Site]]:
+def _set(stack: HostStack, path: str) -> bool:
+    return find(stack.root, path) is not None
+
+
+def _places(stack: HostStack, chosen: Chosen, position: int) -> list[tuple[Place, Site]]:
     """The sites of one layer, each with what a scheme may know of it."""
-    layer, config = host.layers[number], host.model.config
-    sites = host.sites(layer)
-    first, total = (number - chosen.start) * len(sites), len(chosen) * len(sites)
-    decodes = host.family.stack == "decoder" or getattr(config, "is_decoder", False)
+    numbers = chosen[stack.spec.name]
+    layer = stack.layers[numbers[position]]
+    sites = stack.sites(layer)
+    first, total = position * len(sites), len(numbers) * len(sites)
+    others = sum(len(layers) for name, layers in chosen.items() if name != stack.spec.name)
+    heads = getattr(stack.config, stack.spec.heads, 1)
     places = [
         Place(
             name=site.name,
             index=first + i,
             sites=total,
-            layer=number - chosen.start,
-            layers=len(chosen),
-            width=config.hidden_size,
-            stack="decoder" if decodes else "encoder",
+            layer=position,
+            layers=len(numbers),
+            width=width_of(stack, layer),
+            stack="decoder" if stack.decodes else "encoder",
+            other_layers=others,
             first=i == 0,
             last=i == len(sites) - 1,
             opens=first + i == 0,
             closes=first + i == total - 1,
             widths={point: _width(layer, point, projection) for point, projection in site.points.items()},
-            heads=config.num_attention_heads,
+            heads=heads,
         )
         for i, site in enumerate(sites)
     ]
@@ -160,16 +274,24 @@ def _width(layer: nn.Module, point: str, projection: Projection) -> int:
     return inputs if point in ("o", "down") else outputs // projection.parts
 
 
-def _wanted(scheme: Scheme, placement: str, host: Host, site: Site) -> set[str]:
+def _wanted(scheme: Scheme, placement: str, stack: HostStack, site: Site) -> set[str]:
     if scheme.norms is not None:
-        return scheme.norms()
-    if placement == "native":
-        return set(site.norms) | ({"final"} if host.family.kind == "pre" else set())
-    return SLOTS[placement]
+        wanted = scheme.norms()
+    elif placement == "native":
+        wanted = set(site.norms) | ({"final"} if stack.spec.kind == "pre" else set())
+    else:
+        wanted = set(SLOTS[placement])
+    return wanted | {slot for slot in site.norms if slot.startswith("pre_") and "pre" in wanted}
 
 
 def _arrange(
-    host: Host, layer: nn.Module, site: Site, wanted: set[str], norms: dict[str, nn.Module], as_given: bool
+    host: Host,
+    stack: HostStack,
+    layer: nn.Module,
+    site: Site,
+    wanted: set[str],
+    norms: dict[str, nn.Module],
+    as_given: bool,
 ) -> tuple[dict[str, str], list[str]]:
     """Slot -> path of the norm that acts there: the host's own, moved ones, new ones; and the paths left unused.
 
@@ -184,24 +306,33 @@ def _arrange(
             acts[slot] = free.pop(0)
         else:
             key = f"{site.name}_{slot}_norm"
-            norms[key] = _new_norm(host, layer)
+            norms[key] = _new_norm(host, stack, layer)
             acts[slot] = f"resformer.{key}"
     return acts, free
 
 
-def _new_norm(host: Host, layer: nn.Module) -> nn.Module:
+def _new_norm(host: Host, stack: HostStack, layer: nn.Module) -> nn.Module:
     """A fresh norm of the host's own class and settings."""
-    paths = [path for site in host.sites(layer) for path in site.norms.values()]
+    paths = [path for site in stack.sites(layer) for path in site.norms.values()]
     candidates = [find(layer, path) for path in paths]
-    sample = next(norm for norm in candidates if not isinstance(norm, nn.Identity))
+    sample: Any = next((norm for norm in candidates if not isinstance(norm, nn.Identity)), None)
+    if sample is None:
+        raise ValueError(f"the layers of family {host.family.name!r} have no norm after which to make a new one")
     if isinstance(sample, nn.LayerNorm):
-        return nn.LayerNorm(sample.normalized_shape, eps=sample.eps, bias=sample.bias is not None)
-    norm = type(sample)(host.model.config.hidden_size)
-    host.model._init_weights(norm)
+        affine = sample.elementwise_affine
+        bias = affine and sample.bias is not None
+        return nn.LayerNorm(sample.normalized_shape, eps=sample.eps, elementwise_affine=affine, bias=bias)
+    norm = host_class(sample)(width_of(stack, layer))
+    for name in EPS:
+        if hasattr(sample, name):
+            setattr(norm, name, getattr(sample, name))
+    if isinstance(host.model, PreTrainedModel):
+        host.model._init_weights(norm)
     return norm
 
 
-def _check_preserves(family: Family, scheme: Scheme, placement: str) -> None:
+def _check_preserves(host: Host, scheme: Scheme, placement: str) -> None:
+    family = host.family
     kind = f"{family.kind}-LN"
     able = [name for name, cls in schemes().items() if family.kind in cls.preserves]
     if not scheme.can_preserve(family.kind):

@@ -92,10 +92,10 @@ def _unmarked(config: PretrainedConfig) -> Iterator[None]:
 def _check_whole(model: Any) -> None:
     """A `ValueError` for a model of which an inner one is patched that loading would not find."""
     try:
-        found = settings_of(find_host(model).layers)
+        found = any(stack.residuals() for stack in find_host(model).stacks)
     except ValueError:
-        found = None
-    if found is None:
+        found = False
+    if not found:
         raise ValueError(
             f"only a part of this {type(model).__name__} is patched, and no class would load the whole with it; "
             "save the patched part by itself, or unpatch it"

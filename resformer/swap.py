@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-Body = Callable[[type], dict[str, Any]]  # host class -> the attributes that the subclass overrides
+Body = Callable[..., dict[str, Any]]  # host class, and what else is given to `swap` -> what the subclass overrides
 
 _BODIES: dict[str, Body] = {}
-_CLASSES: dict[tuple[type, str], type] = {}
+_CLASSES: dict[tuple, type] = {}
 
 
 def swap_kind(kind: str) -> Callable[[Body], Body]:
@@ -29,9 +29,9 @@ def swap_kind(kind: str) -> Callable[[Body], Body]:
     return add
 
 
-def swap(module: nn.Module, kind: str) -> None:
+def swap(module: nn.Module, kind: str, *given: str) -> None:
     """Give the module the subclass of this kind. All its state is on the instance, so one class serves all models."""
-    module.__class__ = _subclass(type(module), kind)
+    module.__class__ = _subclass(type(module), kind, *given)
 
 
 def swap_back(module: nn.Module) -> None:
@@ -44,25 +44,32 @@ def host_class(module: nn.Module) -> type:
     return getattr(type(module), "_resformer_host", type(module))
 
 
-def _subclass(cls: type, kind: str) -> type:
-    if (cls, kind) not in _CLASSES:
-        body = _BODIES[kind](cls)
+def _subclass(cls: type, kind: str, *given: str) -> type:
+    if (cls, kind, *given) not in _CLASSES:
+        body = _BODIES[kind](cls, *given)
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__reduce_ex__": _reduce}
-        sub: Any = type(cls.__name__, (cls,), names | {"_resformer_host": cls, "_resformer_kind": kind} | body)
+        sub: Any = type(
+            cls.__name__, (cls,), names | {"_resformer_host": cls, "_resformer_swap": (kind, *given)} | body
+        )
         if (
             "forward" in body
         ):  # transformers wraps the forward of every new layer class; ours does its own checkpointing
             sub.forward = body["forward"]
-        _CLASSES[cls, kind] = sub
-    return _CLASSES[cls, kind]
+        _CLASSES[cls, kind, *given] = sub
+    return _CLASSES[cls, kind, *given]
 
 
-def _rebuild(cls: type, kind: str) -> nn.Module:
+def swapped(module: nn.Module, kind: str) -> bool:
+    """Whether the module has the subclass of this kind."""
+    return getattr(type(module), "_resformer_swap", ("",))[0] == kind
+
+
+def _rebuild(cls: type, *given: str) -> nn.Module:
     import_module("resformer.patching")  # in a fresh process: registers the kinds, and how patched models are saved
-    sub: Any = _subclass(cls, kind)
+    sub: Any = _subclass(cls, *given)
     return sub.__new__(sub)
 
 
 def _reduce(self: Any, protocol: Any) -> tuple:
     # pickle and deepcopy cannot find a class made at run time: name the host's class and the kind instead
-    return _rebuild, (self._resformer_host, self._resformer_kind), self.__dict__
+    return _rebuild, (self._resformer_host, *self._resformer_swap), self.__dict__

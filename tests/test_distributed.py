@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForSequenceClassification
 
 import resformer
-from resformer import families, schemes
+from resformer import schemes
+from resformer.host import find_host
 from resformer.testing.hosts import batch, randomize, stands, tiny_host
 
 CLASSIFY = AutoModelForSequenceClassification
@@ -44,7 +45,7 @@ def gradients(family: str, name: str, options: dict, wrapper: str, checkpointing
         run = DistributedDataParallel(model)  # without find_unused_parameters
     else:
         mesh = init_device_mesh("cpu", (2,))
-        for layer in model.base_model.get_submodule(families()[family].layers):
+        for layer in find_host(model).layers:
             fully_shard(layer, mesh=mesh)
         run = fully_shard(model, mesh=mesh)
     half = {key: value[rank : rank + 1] for key, value in batch(labels=True).items()}

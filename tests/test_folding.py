@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 import resformer
 from resformer import folding, schemes
+from resformer.host import find_host
 from resformer.layer import Residual
 from resformer.schemes import Scheme, base
 from resformer.testing.hosts import batch, randomize, tiny_host
@@ -126,7 +127,7 @@ def test_what_cannot_be_folded_says_why(family, name, arguments, why):
 def test_the_factor_goes_into_weight_and_bias(family):
     """Linear keeps (out, in), Conv1D (in, out)."""
     model = patched(family, "layer_scale", init="preserve")
-    layer = model.get_submodule(resformer.families()[family].layers)[1]
+    layer = find_host(model).layers[1]
     down = layer.output.dense if family == "bert" else layer.mlp.c_proj
     a, weight, bias = (p.detach().clone() for p in (layer.resformer.ffn.a, down.weight, down.bias))
     resformer.fold(model)

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 import resformer
 from resformer import families, growing, schemes
+from resformer.host import find_host
 from resformer.layer import Residual
 from resformer.schedule import progress
 from resformer.schemes import Scheme, base
@@ -31,8 +32,7 @@ def patched(family: str, name: str, auto=CLASSIFY, *, init="paper", placement=No
 
 
 def layers_of(model) -> torch.nn.ModuleList:
-    family = next(f for f in families().values() if f.config == type(model.config).__name__)
-    return model.base_model.get_submodule(family.layers)
+    return find_host(model).stacks[0].layers
 
 
 def output(model, **given) -> torch.Tensor:

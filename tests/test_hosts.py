@@ -105,7 +105,7 @@ def test_every_site_is_visited_once(family):
         if type(module) is schemes()["identity"]:
             module.step = lambda s, f, n, name=name, step=module.step: visits.append(name) or step(s, f, n)
     model(**batch())
-    assert len(visits) == len(set(visits)) == 3 * len([s for s in families()[family].sites if not s.when])
+    assert len(visits) == len(set(visits)) == 3 * len([s for s in families()[family].stacks[0].sites if not s.when])
 
 
 # ------------------------------------------------------------------------------------------------ preservation

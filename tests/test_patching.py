@@ -1,6 +1,7 @@
 """Patching in place: what must go on working around it, how it is undone, and what is refused."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import resformer
 from resformer import families, patching, schemes
+from resformer.host import find_host
 from resformer.layer import Residual
 from resformer.testing.hosts import batch, can_preserve, randomize, stands, tiny_host
 
@@ -139,9 +141,7 @@ def test_solvers_refuse_a_cache():
 def test_a_range_of_layers(family):
     for layers, numbers in ((range(1, 3), {1, 2}), (slice(0, 2), {0, 1}), ([2], {2}), (slice(-1, None), {2})):
         model = resformer.patch(tiny_host(family, layers=3), "hyper_connections", layers=layers)
-        found = [
-            n for n, layer in enumerate(model.get_submodule(families()[family].layers)) if hasattr(layer, "resformer")
-        ]
+        found = [n for n, layer in enumerate(find_host(model).layers) if hasattr(layer, "resformer")]
         assert set(found) == numbers
         expected = tiny_host(family, layers=3)(**batch()).last_hidden_state
         torch.testing.assert_close(model(**batch()).last_hidden_state, expected, rtol=1e-10, atol=1e-10)
@@ -263,13 +263,15 @@ def test_a_forward_on_the_object_is_refused():
         resformer.patch(model, "plain", init="paper")
 
 
-def test_a_sublayer_that_the_family_does_not_know_is_refused(monkeypatch):
-    from dataclasses import replace
+def with_sites(family, *sites):
+    return replace(family, stacks=(replace(family.stacks[0], sites=sites),))
 
+
+def test_a_sublayer_that_the_family_does_not_know_is_refused(monkeypatch):
     from resformer.hosts import family as module
 
     bert = families()["bert"]
-    monkeypatch.setitem(module._FAMILIES, "bert", replace(bert, sites=(bert.sites[0], bert.sites[2])))
+    monkeypatch.setitem(module._FAMILIES, "bert", with_sites(bert, bert.stacks[0].sites[0], bert.stacks[0].sites[2]))
     resformer.patch(tiny_host("bert"), "rezero")
     with pytest.raises(ValueError, match="says nothing of 'crossattention'"):
         resformer.patch(tiny_host("bert", is_decoder=True, add_cross_attention=True), "rezero")
@@ -277,12 +279,10 @@ def test_a_sublayer_that_the_family_does_not_know_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(("name", "init"), [("deepnorm", "paper"), ("deepnorm", "preserve")])
 def test_projections_without_a_name_cannot_be_scaled(monkeypatch, name, init):
-    from dataclasses import replace
-
     from resformer.hosts import family as module
 
     bert = families()["bert"]
-    nameless = replace(bert, sites=tuple(replace(site, points={}) for site in bert.sites))
+    nameless = with_sites(bert, *(replace(site, points={}) for site in bert.stacks[0].sites))
     monkeypatch.setitem(module._FAMILIES, "bert", nameless)
     model = tiny_host("bert")
     before = snapshot(model)
@@ -352,12 +352,11 @@ def test_a_host_that_changed_is_noticed(monkeypatch):
 
 
 def test_a_family_with_a_wrong_path_names_it(monkeypatch):
-    from dataclasses import replace
-
     from resformer.hosts import family as module
 
     bert = families()["bert"]
-    wrong = replace(bert, sites=(replace(bert.sites[0], norms={"post": "attention.output.Norm"}), *bert.sites[1:]))
+    first, *others = bert.stacks[0].sites
+    wrong = with_sites(bert, replace(first, norms={"post": "attention.output.Norm"}), *others)
     monkeypatch.setitem(module._FAMILIES, "bert", wrong)
     with pytest.raises(ValueError, match=r"'attention.output.Norm' was not found in BertLayer: no 'Norm'"):
         resformer.patch(tiny_host("bert"), "rezero")
@@ -390,5 +389,5 @@ def test_solvers_generate_without_a_cache_by_themselves():
 def test_wrappers_name_the_model_inside():
     model = torch.nn.DataParallel(resformer.patch(tiny_host("bert"), "rezero"))
     for ask in (resformer.unpatch, resformer.describe, resformer.fold, lambda m: resformer.grow(m, 9)):
-        with pytest.raises(ValueError, match="holds a patched model; call it on the transformers model inside"):
+        with pytest.raises(ValueError, match="holds a patched model; call it on the model inside"):
             ask(model)

@@ -29,7 +29,7 @@ def fresh(family, name):
 
 def hooked(family: str, name: str) -> list[str]:
     """The projections that a scheme acts inside of."""
-    points = [site.points for site in families()[family].sites if not site.when]
+    points = [site.points for site in families()[family].stacks[0].sites if not site.when]
     return sorted({at[point].path for at in points for point in schemes()[name].points if point in at})
 
 

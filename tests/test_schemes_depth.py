@@ -321,7 +321,8 @@ def test_hosts_whose_attention_cannot_be_reached_are_refused(monkeypatch):
     from resformer.hosts import family as module
 
     bert, model = families()["bert"], tiny_host("bert")
-    closed = replace(bert, sites=(replace(bert.sites[0], extra=False), *bert.sites[1:]))
+    first, *others = bert.stacks[0].sites
+    closed = replace(bert, stacks=(replace(bert.stacks[0], sites=(replace(first, extra=False), *others)),))
     monkeypatch.setitem(module._FAMILIES, "bert", closed)
     with pytest.raises(ValueError, match=r"values of self-attention.*'bert'"):
         resformer.patch(model, "value_residual")

@@ -9,7 +9,8 @@ from test_schemes import WIDTH, place
 from transformers import AutoModelForCausalLM
 
 import resformer
-from resformer import families, schemes
+from resformer import schemes
+from resformer.host import find_host
 from resformer.testing.hosts import batch, tiny_host
 
 
@@ -18,7 +19,7 @@ def paper(name, at=None, **options):
 
 
 def layers_of(family, model):
-    return model.get_submodule(families()[family].layers)
+    return find_host(model).layers
 
 
 # ------------------------------------------------------------------------------------------------ constants

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import resformer
-from resformer import families, schemes
+from resformer import schemes
+from resformer.host import find_host
 from resformer.schemes import Place
 from resformer.testing.hosts import HEADS, WIDTH, batch, tiny_host
 
@@ -71,7 +72,7 @@ def test_ln_scaling_is_by_the_number_of_the_layer():
 @pytest.mark.parametrize("family", THREE)
 def test_queries_keys_and_values_are_normalised_in_each_head(family):
     model = resformer.patch(tiny_host(family), "hybrid_norm", init="paper")
-    layer = model.get_submodule(families()[family].layers)[0]
+    layer = find_host(model).layers[0]
     seen = []
     paths = [FUSED[family]] if family in FUSED else [f"attention.self.{n}" for n in ("query", "key", "value")]
     for path in paths:

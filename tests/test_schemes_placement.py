@@ -74,7 +74,7 @@ def test_resi_dual_reads_out_through_the_hosts_own_final_norm(family, made):
     said = str(resformer.describe(model))
     assert ("made for the scheme" in said) == made
     assert ("inside the scheme's readout" in said) != made
-    own = families()[family].final_norm
+    own = families()[family].stacks[0].final_norm
     if own:  # it acts on the dual stream alone: the post-LN stream is added after it
         with torch.no_grad():
             for p in model.get_submodule(own).parameters():

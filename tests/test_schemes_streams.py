@@ -134,7 +134,7 @@ def _sizes(p: torch.Tensor) -> list[int]:
 def test_output_projections_of_hyper_connections_are_scaled(family):
     """Zhu et al. 2024, section 4: the streams are summed at the end; o and down keep the standard deviation."""
     host, model = tiny_host(family), resformer.patch(tiny_host(family), "hyper_connections", init="paper")
-    points = {site.name: site.points for site in families()[family].sites}
+    points = {site.name: site.points for site in families()[family].stacks[0].sites}
     ends = (points["attn"]["o"].path, points["ffn"]["down"].path)
     own = model.state_dict()
     for name, value in host.state_dict().items():

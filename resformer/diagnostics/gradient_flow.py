@@ -18,7 +18,13 @@ def gradient_norms(model: PreTrainedModel, batch: dict[str, Any]) -> list[float]
     these tensors together. Dropout is off, no parameter keeps a gradient, and the model, of a known family, is left
     as it was. The batch has labels.
     """
-    layers = find_host(model).layers
+    host = find_host(model)
+    if len(host.stacks) > 1 or host.stacks[0].shared or host.stacks[0].spec.returns:
+        raise ValueError(
+            f"gradient_norms is for models of one stack whose layers return their states alone, and family "
+            f"{host.family.name!r} is not one of them"
+        )
+    layers = host.layers
     mode, required = model.training, [(p, p.requires_grad) for p in model.parameters()]
     carried: list[tuple[Tensor, ...]] = []
 

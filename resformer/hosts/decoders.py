@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from resformer.hosts.family import Family, Projection, Site, register_family
+from resformer.hosts.family import Family, Projection, Site, Stack, register_family
 
-GPT2 = Family(
-    name="gpt2",
+GPT2_STACK = Stack(
+    name="decoder",
     layer="transformers.models.gpt2.modeling_gpt2.GPT2Block",
     layers="h",
     final_norm="ln_f",
     embeddings=("wte", "wpe"),
-    stack="decoder",
-    config="GPT2Config",
     sites=(
         Site(
             "attn",
@@ -57,4 +55,4 @@ GPT2 = Family(
     ),
 )
 
-register_family(GPT2)
+register_family(Family("gpt2", (GPT2_STACK,), config="GPT2Config"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from resformer.hosts.family import Family, Projection, Site, register_family
+from resformer.hosts.family import Family, Projection, Site, Stack, register_family
 
 
 def _attention(name: str, root: str, passes: dict[str, str], when: str = "") -> Site:
@@ -24,13 +24,11 @@ def _attention(name: str, root: str, passes: dict[str, str], when: str = "") -> 
     )
 
 
-BERT = Family(
-    name="bert",
+BERT = Stack(
     layer="transformers.models.bert.modeling_bert.BertLayer",
     layers="encoder.layer",
     embed_norm="embeddings.LayerNorm",
     embeddings=("embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings"),
-    config="BertConfig",
     sites=(
         _attention("attn", "attention", {"attention_mask": "attention_mask", "past_key_values": "past_key_values"}),
         _attention(
@@ -52,20 +50,14 @@ BERT = Family(
         ),
     ),
 )
-ROBERTA = replace(
-    BERT, name="roberta", layer="transformers.models.roberta.modeling_roberta.RobertaLayer", config="RobertaConfig"
-)
-ELECTRA = replace(
-    BERT, name="electra", layer="transformers.models.electra.modeling_electra.ElectraLayer", config="ElectraConfig"
-)
+ROBERTA = replace(BERT, layer="transformers.models.roberta.modeling_roberta.RobertaLayer")
+ELECTRA = replace(BERT, layer="transformers.models.electra.modeling_electra.ElectraLayer")
 
-DISTILBERT = Family(
-    name="distilbert",
+DISTILBERT = Stack(
     layer="transformers.models.distilbert.modeling_distilbert.TransformerBlock",
     layers="transformer.layer",
     embed_norm="embeddings.LayerNorm",
     embeddings=("embeddings.word_embeddings", "embeddings.position_embeddings"),
-    config="DistilBertConfig",
     sites=(
         Site(
             "attn",
@@ -89,15 +81,12 @@ DISTILBERT = Family(
     ),
 )
 
-MODERNBERT = Family(
-    name="modernbert",
+MODERNBERT = Stack(
     layer="transformers.models.modernbert.modeling_modernbert.ModernBertEncoderLayer",
     layers="layers",
     embed_norm="embeddings.norm",
     embeddings=("embeddings.tok_embeddings",),
     final_norm="final_norm",
-    config="ModernBertConfig",
-    note="the first layer's attention has no pre-norm",
     sites=(
         Site(
             "attn",
@@ -121,5 +110,10 @@ MODERNBERT = Family(
     ),
 )
 
-for _family in (BERT, ROBERTA, ELECTRA, DISTILBERT, MODERNBERT):
-    register_family(_family)
+register_family(Family("bert", (BERT,), config="BertConfig"))
+register_family(Family("roberta", (ROBERTA,), config="RobertaConfig"))
+register_family(Family("electra", (ELECTRA,), config="ElectraConfig"))
+register_family(Family("distilbert", (DISTILBERT,), config="DistilBertConfig"))
+register_family(
+    Family("modernbert", (MODERNBERT,), config="ModernBertConfig", note="the first layer's attention has no pre-norm")
+)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
 
 Names = Mapping[str, str]
 
@@ -15,41 +18,60 @@ class Projection:
     path: str
     part: int = 0
     parts: int = 1
+    by_head: bool = False  # each head has its slices side by side (GPT-NeoX), else each slice has its heads
 
 
 @dataclass(frozen=True)
 class Site:
     """One residual connection of a layer: the sublayer inside it and the norms around it.
 
-    The branch is the modules of `calls`, one after the other. The first is given the arguments of the layer's
-    forward that `passes` names (parameter of the module: argument of the layer) and, with `extra`, all those that
-    the layer's signature does not name; of a tuple the first element goes on.
+    The branch is what `calls` names, one after the other: modules, or numbers that are rates of dropout. The first is
+    given the arguments of the layer's forward that `passes` names (parameter of the module: argument of the layer)
+    and, with `extra`, all those that the layer's signature does not name; of a tuple the first element goes on.
     """
 
-    name: str  # "attn" | "cross" | "ffn" | "both"
-    calls: tuple[str, ...]  # paths from the layer
-    norms: Names  # slot -> path: "pre" on the input, "out" on the branch's output, "post" after the add
+    name: str  # "attn" | "cross" | "ffn" | "both", for which see `parallel`
+    calls: tuple[str, ...] = ()  # paths from the layer
+    norms: Names = field(default_factory=dict)  # slot -> path: "pre" on the input, "out" on the output, "post" after
     passes: Names = field(default_factory=dict)
     extra: bool = False
     when: str = ""  # the argument that must be given for this site to run (cross-attention: the encoder's states)
     chunks: str = ""  # the layer's attribute that says into how many tokens the branch is cut, 0 for none
-    points: Mapping[str, Projection] = field(default_factory=dict)  # inside points and weight roles: q k v o up down
+    points: Mapping[str, Projection] = field(default_factory=dict)  # inside points, weight roles: q k v o up gate down
+    # the module inside the first call whose output is the branch's, where that call goes on to add and norm (ALBERT)
+    ends: str = ""
+    after: Callable[[Tensor], Tensor] | None = None  # what the host does last (T5 clamps half precision)
+    parts: tuple[Site, ...] = ()  # sublayers side by side
+
+
+def parallel(*parts: Site, norms: Names) -> Site:
+    """Sublayers that read the same stream and whose sum is added to it: one site, "both".
+
+    Of the norms, "pre" acts on the input of all parts but those that have one of their own, "pre_<name of the part>".
+    """
+    points = {name: projection for part in parts for name, projection in part.points.items()}
+    return Site("both", norms=norms, points=points, parts=parts)
 
 
 @dataclass(frozen=True)
-class Family:
-    """How one kind of Hugging Face model is built. Paths of norms and layers start at its base model."""
+class Stack:
+    """A row of layers of one class, and what stands before and after it. Paths start at `root`."""
 
-    name: str
     layer: str  # the full name of the layer's class; exactly this class is patched
-    layers: str  # path of the list of layers
+    layers: str  # path of the list of layers; "a.*.b" for the lists b of all members of a
     sites: tuple[Site, ...]
+    name: str = "encoder"  # or "decoder"
+    root: str = ""  # path from the base model
     final_norm: str = ""
     embed_norm: str = ""
     embeddings: tuple[str, ...] = ()  # the tables whose sum opens the stack
-    stack: str = "encoder"  # or "decoder"
-    config: str = ""  # the transformers configuration class, from which the tests build a tiny host
-    note: str = field(default="", compare=False)
+    heads: str = "num_attention_heads"  # of the configuration
+    # what the layer returns after its states, if it returns a tuple: (site, which element its first call returned)
+    returns: tuple[tuple[str, int], ...] = ()
+    order: Callable[[Any], list[int]] | None = None  # configuration -> the layer of each call, where they are shared
+    # the arguments of the layer's forward by name -> (B T), True where text is, where "attention_mask" is no common one
+    real: Callable[[dict[str, Any]], Tensor] | None = None
+    between: str = ""  # an attribute beside the layers, not None where something reads the states between two of them
 
     @property
     def kind(self) -> str:
@@ -57,14 +79,53 @@ class Family:
         return "post" if any("post" in site.norms for site in self.sites) else "pre"
 
 
+@dataclass(frozen=True)
+class Family:
+    """How one kind of model is built.
+
+    Args:
+        name: what `resformer hosts` calls it.
+        stacks: its rows of layers; of an encoder-decoder both. A model has at least one of them.
+        only: values of its configuration, where the layers of one class are connected in several ways.
+        config: the transformers configuration class, from which the tests build a tiny host.
+        probe: model -> what it computes from some fixed input, for models that are not called as those of
+            transformers are. Patching is checked with it.
+        note: what a user should know.
+    """
+
+    name: str
+    stacks: tuple[Stack, ...]
+    only: Mapping[str, Any] = field(default_factory=dict)
+    config: str = ""
+    probe: Callable[[nn.Module], Tensor] | None = None
+    note: str = field(default="", compare=False)
+
+    @property
+    def kind(self) -> str:
+        """That of its stacks, which is the same for all."""
+        return self.stacks[0].kind
+
+
 _FAMILIES: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> Family:
-    """Make a family known, so that `patch` finds models whose layers are of its class."""
+    """Make a family known, so that `patch` finds models whose layers are of its class.
+
+    Raises a ValueError if its name is taken, if a family of the same layers (and the same `only`) is known, or if it
+    is not one family: no stack or no site, or norms after the add in one stack and not in the other.
+    """
+    if not family.stacks or not all(stack.sites for stack in family.stacks):
+        raise ValueError(f"family {family.name!r} needs at least one stack, and each stack a site")
+    if len({stack.kind for stack in family.stacks}) > 1:
+        raise ValueError(f"family {family.name!r} has norms after the add in one stack only; make it two families")
+    layers = {stack.layer for stack in family.stacks}
     for known in _FAMILIES.values():
-        if family.name == known.name or family.layer == known.layer:
-            raise ValueError(f"family {family.name!r} ({family.layer}) is registered already, as {known.name!r}")
+        same = layers & {stack.layer for stack in known.stacks} and dict(family.only) == dict(known.only)
+        if family.name == known.name or same:
+            raise ValueError(
+                f"family {family.name!r} ({', '.join(sorted(layers))}) is registered already, as {known.name!r}"
+            )
     _FAMILIES[family.name] = family
     return family
 

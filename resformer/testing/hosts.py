@@ -38,8 +38,9 @@ SIZES = {
 
 def tiny_config(family: str, *, layers: int = 2, dropout: float = 0.0, **changes: Any) -> PretrainedConfig:
     """A small configuration of a family, from its configuration class alone."""
-    make = getattr(transformers, resformer.families()[family].config)
-    config = make(**(SIZES | {"num_hidden_layers": layers} | changes))
+    spec = resformer.families()[family]
+    make = getattr(transformers, spec.config)
+    config = make(**(SIZES | {"num_hidden_layers": layers} | dict(spec.only) | changes))
     for name in list(config.to_dict()):
         if "drop" in name:
             setattr(config, name, dropout)
@@ -122,7 +123,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
 
 def stands(name: str, family: str) -> bool:
     """Whether a scheme says that it can stand in hosts of this family."""
-    return resformer.families()[family].stack in resformer.schemes()[name].stacks
+    return all(stack.name in resformer.schemes()[name].stacks for stack in resformer.families()[family].stacks)
 
 
 def example(name: str, options: dict[str, Any]) -> Scheme:

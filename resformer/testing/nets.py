@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resformer.stack import ResidualStack
+from resformer.swap import swapped
 from resformer.testing import attention
 
 Map = Callable[[Tensor], Tensor]
@@ -157,7 +158,7 @@ def net_of_host(
 
 
 def _slots(patched: Any, layer: Any, name: str) -> set[str]:
-    bypassed = any(getattr(type(m), "_resformer_kind", "") == "norm" for m in patched.modules())
+    bypassed = any(swapped(m, "norm") for m in patched.modules())
     owns = hasattr(layer.resformer, "final_norm") or hasattr(layer, "resformer_readout")
     native = any(hasattr(patched, path) for path in ("ln_f", "final_norm"))
     final = {"final"} if owns or (native and not bypassed) else set()
