@@ -88,6 +88,7 @@ class Family:
         stacks: its rows of layers; of an encoder-decoder both. A model has at least one of them.
         only: values of its configuration, where the layers of one class are connected in several ways.
         config: the transformers configuration class, from which the tests build a tiny host.
+        example: what else that host is configured with, where `only` follows from other values.
         probe: model -> what it computes from some fixed input, for models that are not called as those of
             transformers are. Patching is checked with it.
         note: what a user should know.
@@ -97,6 +98,7 @@ class Family:
     stacks: tuple[Stack, ...]
     only: Mapping[str, Any] = field(default_factory=dict)
     config: str = ""
+    example: Mapping[str, Any] = field(default_factory=dict)
     probe: Callable[[nn.Module], Tensor] | None = None
     note: str = field(default="", compare=False)
 

@@ -23,6 +23,13 @@ SIZES = {
     "intermediate_size": FFN,
     "hidden_dim": FFN,  # DistilBERT
     "n_inner": FFN,  # GPT-2
+    "d_kv": WIDTH // HEADS,  # T5
+    "d_ff": FFN,
+    "encoder_ffn_dim": FFN,  # BART
+    "decoder_ffn_dim": FFN,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "decoder_start_token_id": 2,
     "embedding_size": 12,  # ELECTRA, which then projects to the width
     "vocab_size": VOCAB,
     "max_position_embeddings": 24,
@@ -40,7 +47,9 @@ def tiny_config(family: str, *, layers: int = 2, dropout: float = 0.0, **changes
     """A small configuration of a family, from its configuration class alone."""
     spec = resformer.families()[family]
     make = getattr(transformers, spec.config)
-    config = make(**(SIZES | {"num_hidden_layers": layers} | dict(spec.only) | changes))
+    known = make()
+    sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}
+    config = make(**(sizes | {"num_hidden_layers": layers} | dict(spec.only) | dict(spec.example) | changes))
     for name in list(config.to_dict()):
         if "drop" in name:
             setattr(config, name, dropout)
