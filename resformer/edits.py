@@ -20,7 +20,7 @@ def check_edits(family: Family, stack: HostStack, sites: list[Site], scheme: Sch
     """A `ValueError` if the scheme scales projections that the family does not name, or cannot scale by layer."""
     edits = scheme.edits()
     named = {role for site in sites for role in site.points} | ({"embed"} if stack.spec.embeddings else set())
-    ends = all({"o", "down"} & set(site.points) or "out" in site.norms for site in sites)
+    ends = all(names_ends(site) for site in sites)
     missing = [r for r in edits if r not in named and r != "sum" and not (r == "branch" and ends)]
     if missing:
         raise ValueError(
@@ -32,6 +32,11 @@ def check_edits(family: Family, stack: HostStack, sites: list[Site], scheme: Sch
             f"scheme {scheme.name!r} scales weights ({', '.join(edits)}) in each layer, and the layers of this "
             f"{type(stack.root).__name__} share them; take a scheme with parameters of its own"
         )
+
+
+def names_ends(site: Site) -> bool:
+    """Whether it is known what a branch ends with: a norm, or of each of its sublayers the last projection."""
+    return "out" in site.norms or all({"o", "down"} & set(part.points) for part in site.parts or (site,))
 
 
 def edits_of(stack: HostStack, layer: nn.Module, site: Site, role: str, gain: float) -> list[Edit]:

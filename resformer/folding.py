@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from resformer.edits import edits_of, eps_name, offset_of, scale, slices_of
+from resformer.edits import edits_of, eps_name, names_ends, offset_of, scale, slices_of
 from resformer.host import Host, HostStack, difference, find_host, probe, width_of
 from resformer.hosts.family import Site
 from resformer.layer import Edit, Residual, find, settings_of
@@ -298,7 +298,7 @@ def _host_eps(layer: Any, norm: str) -> float:
 def _at(host: Host, stack: HostStack, layer: nn.Module, site: Site, role: str, factor: Tensor) -> list[Change]:
     if bool((factor == 1).all()):
         return []
-    if role == "branch" and "out" not in site.norms and not {"o", "down"} & set(site.points):
+    if role == "branch" and not names_ends(site):
         raise _refusal(
             host, f"family {host.family.name!r} does not name the projection that site {site.name!r} ends with"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from resformer.edits import edits_of, offset_of, scale
+from resformer.edits import edits_of, names_ends, offset_of, scale
 from resformer.grouped import group_feed_forward
 from resformer.host import Host, HostStack, difference, find_host, probe
 from resformer.layer import Edit, Residual, find
@@ -170,7 +170,7 @@ def _scale_outputs(host: Host, start: int, gain: float) -> None:
     """Multiply what the branches give, from a layer on; a gain of 0 makes them x + 0."""
     for layer in host.layers[start:]:
         for site in host.stacks[0].sites(layer):
-            if "out" not in find(layer, "resformer").acts[site.name] and not {"o", "down"} & set(site.points):
+            if "out" not in find(layer, "resformer").acts[site.name] and not names_ends(site):
                 raise ValueError(
                     f"family {host.family.name!r} does not name the projection that site {site.name!r} ends with; add "
                     "it to its `points`"

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from resformer.edits import EPS, check_edits
 from resformer.errors import unknown
-from resformer.host import Host, HostStack, class_name, width_of
+from resformer.host import Host, HostStack, class_name, find_host, width_of
 from resformer.hosts.family import Projection, Site
 from resformer.layer import Residual, find
 from resformer.schemes import Place, Scheme, find_scheme, schemes
@@ -182,6 +183,20 @@ def _check_points(host: Host, stack: HostStack, cls: type[Scheme], sites: list[S
         )
 
 
+def refusals(model: nn.Module, init: str = "paper") -> dict[str, str]:
+    """Of every scheme with its default options, why it cannot be had on this model, "" where it can."""
+    host = find_host(model)
+    found = {}
+    for name in schemes():
+        try:
+            with torch.random.fork_rng(devices=[]):  # some draw their parameters
+                make_plan(host, name, init, None, choose_layers(host, None), {})
+            found[name] = ""
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
 def _settled(cls: type[Scheme], init: str, placement: str | None) -> str:
     """Where the host's norms are to act, or a ValueError where that, or the init, is not to be had."""
     if init not in INITS:
@@ -261,6 +276,7 @@ def _places(stack: HostStack, chosen: Chosen, position: int) -> list[tuple[Place
             closes=first + i == total - 1,
             widths={point: _width(layer, point, projection) for point, projection in site.points.items()},
             heads=heads,
+            sublayers=len(site.parts) or 1,
         )
         for i, site in enumerate(sites)
     ]

@@ -86,7 +86,9 @@ def test_queries_keys_and_values_are_normalised_in_each_head(family):
     ("name", "where", "options", "message"),
     [
         ("normformer", {"widths": {}}, {}, "inside point.*a site 'ffn' with none named"),
-        ("normformer", {"name": "both", "widths": {"o": 16, "down": 20}}, {}, "a site 'both' with o, down"),
+        ("normformer", {"name": "both", "widths": {"o": 16, "down": 20}}, {}, "side by side.*sub_ln"),
+        ("hybrid_norm", {"name": "both", "widths": dict.fromkeys("qkvo", 16)}, {}, "side by side.*sub_ln"),
+        ("sub_ln", {"name": "both", "widths": {"o": 16}}, {}, "a site 'both' with o$"),
         ("hybrid_norm", {"name": "attn", "widths": {"q": WIDTH, "o": WIDTH}}, {}, "'q', 'k' and 'v'.*'attn'"),
         ("ln_scaling", {}, {"learned": 1}, "option 'learned' must be True or False, got 1"),
     ],

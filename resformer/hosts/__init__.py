@@ -3,6 +3,7 @@
 from resformer.hosts import decoders as decoders
 from resformer.hosts import encoders as encoders
 from resformer.hosts import seq2seq as seq2seq
+from resformer.hosts import side_by_side as side_by_side
 from resformer.hosts.family import Family as Family
 from resformer.hosts.family import Projection as Projection
 from resformer.hosts.family import Site as Site

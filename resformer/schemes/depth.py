@@ -318,7 +318,7 @@ class ValueResidual(Scheme):
 
     def __init__(self, place: Place, *, init: str = "preserve"):
         super().__init__(place, init=init)
-        self.attends = place.name == "attn"
+        self.attends = place.name in ("attn", "both")
         self.opens = self.attends and place.layer == 0
         if self.attends and not self.opens:
             self.a = scalar(0.5 if init == "paper" else 0.0)

@@ -16,16 +16,18 @@ class DeepNorm(Scheme):
 
     x ← N(α x + F(x))
 
-    Parameters  none. α = N^¼, β = (4 N)^-¼ for the N sites of an only stack (N = 2 L: the paper's (2 L)^¼, (8 L)^-¼)
-                and of a decoder under an encoder (N = 3 M); α = 0.81 (L⁴ M)^1/16, β = 0.87 (L⁴ M)^-1/16 for an
-                encoder of L layers under a decoder of M
+    Parameters  none. α = N^¼, β = (4 N)^-¼ for the N sublayers of an only stack (N = 2 L: the paper's (2 L)^¼,
+                (8 L)^-¼) and of a decoder under an encoder (N = 3 M); α = 0.81 (L⁴ M)^1/16, β = 0.87 (L⁴ M)^-1/16 for
+                an encoder of L layers under a decoder of M
     Init        paper: weights of v, o, up and down times β, q and k as they are; preserve: the branch's last
                 projection times α and the norm's eps times α², which keeps a post-LN host exactly
     Options     none
     Reference   Wang et al. 2022, arXiv:2203.00555
     Differs     β multiplies the weights that the host drew, whatever their distribution; the paper draws them
                 Xavier-normal with gain β, which is the same for hosts drawn so (`weight_init="xavier"`). The authors'
-                code scales biases too, and has 1.15 in place of 0.87. A stack that is patched by itself counts alone
+                code scales biases too, and has 1.15 in place of 0.87. A stack that is patched by itself counts alone.
+                Where attention and the feed-forward stand side by side N is 2 L too: what the paper bounds is a sum
+                over sublayers, however many of them a site adds
     """
 
     preserves = ("post",)
@@ -36,7 +38,8 @@ class DeepNorm(Scheme):
             size = (place.layers**4 * place.other_layers) ** (1 / 16)
             self.alpha, self.beta = 0.81 * size, 0.87 / size
         else:
-            self.alpha, self.beta = place.sites**0.25, (4 * place.sites) ** -0.25
+            n = place.sites * place.sublayers
+            self.alpha, self.beta = n**0.25, (4 * n) ** -0.25
 
     def norms(self) -> set[str]:
         return {"post"}
@@ -170,8 +173,8 @@ class Fixup(Scheme):
     x ← x + s F(x + b) + b'
 
     Parameters  s: (1), b: (1), b': (1) for each site
-    Init        s = 1, b = b' = 0. paper: no norm; with M sites in both stacks together, the weights of q, k and v times
-                M^-1/6 and of up times M^-1/2 (M^(-1 / (2 m - 2)) for m weights in a row), those of o and down 0;
+    Init        s = 1, b = b' = 0. paper: no norm; with M sublayers in both stacks together, the weights of q, k and v
+                times M^-1/6 and of up times M^-1/2 (M^(-1 / (2 m - 2)) for m weights in a row), those of o and down 0;
                 preserve: the host unchanged
     Options     none
     Reference   Zhang et al. 2019, arXiv:1901.09321
@@ -200,8 +203,9 @@ class Fixup(Scheme):
     def edits(self) -> dict[str, float]:
         if self.init == "preserve":
             return {}
-        sites = self.place.sites + self.place.other_layers * (3 if self.place.stack == "encoder" else 2)
-        return dict.fromkeys(("q", "k", "v"), sites ** (-1 / 6)) | {"up": sites**-0.5, "o": 0.0, "down": 0.0}
+        others = self.place.other_layers * (3 if self.place.stack == "encoder" else 2)
+        m = self.place.sites * self.place.sublayers + others
+        return dict.fromkeys(("q", "k", "v"), m ** (-1 / 6)) | {"up": m**-0.5, "o": 0.0, "down": 0.0}
 
 
 @register("t_fixup")

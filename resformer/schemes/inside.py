@@ -10,18 +10,28 @@ from torch.nn import functional
 
 from resformer.schemes.base import Norm, Place, Scheme, flag, register
 
-LAST = {"attn": "o", "ffn": "down"}  # the point before a sublayer's last projection
+# by site the points before the last projection of each sublayer; cross-attention SubLN and NormFormer leave alone
+LAST = {"attn": ("o",), "ffn": ("down",), "both": ("o", "down"), "cross": ()}
 
 
-def last_point(scheme: Scheme, place: Place) -> str:
-    """ "o" in self-attention, "down" in the feed-forward; "" in cross-attention, which SubLN and NormFormer leave."""
-    point = LAST.get(place.name, "")
-    if place.name != "cross" and point not in place.widths:
+def last_points(scheme: Scheme, place: Place) -> tuple[str, ...]:
+    points = LAST.get(place.name)
+    if points is None or not set(points) <= set(place.widths):
         raise ValueError(
             f"scheme {scheme.name!r} needs the inside point 'o' of a site 'attn' or 'down' of a site 'ffn'; this host "
             f"has a site {place.name!r} with {', '.join(place.widths) or 'none named'}"
         )
-    return point
+    return points
+
+
+def refuse_both(scheme: Scheme, place: Place) -> None:
+    """A `ValueError` for a scheme that does one thing around attention and another around the feed-forward."""
+    if place.name == "both":
+        raise ValueError(
+            f"scheme {scheme.name!r} joins attention in one way and the feed-forward in another, and on this host, "
+            "where they stand side by side, their sum is joined at one site; take a scheme that treats them alike "
+            "(sub_ln, ln_scaling, sandwich)"
+        )
 
 
 @register("sub_ln")
@@ -31,9 +41,9 @@ class SubLN(Scheme):
     x ← x + W_out N'(inner(N(x)))
 
     Parameters  N': a LayerNorm over the input of W_o (self-attention) or of the down projection (feed-forward)
-    Init        N' = LayerNorm at (1, 0); weights of v, o, up and down times √(ln N) for the N sites of an only stack
-                (N = 2 L) and of a decoder under an encoder (N = 3 M), times √(ln(3 M) ln(2 L) / 3) for an encoder of
-                L layers under a decoder of M; cross-attention is plain pre-LN
+    Init        N' = LayerNorm at (1, 0); weights of v, o, up and down times √(ln N) for the N sublayers of an only
+                stack (N = 2 L) and of a decoder under an encoder (N = 3 M), times √(ln(3 M) ln(2 L) / 3) for an
+                encoder of L layers under a decoder of M; cross-attention is plain pre-LN
     Options     none
     Reference   Wang et al. 2022, arXiv:2210.06423
     Differs     the factor multiplies the weights that the host drew; the paper draws them Xavier-normal, and GPT-2
@@ -45,20 +55,21 @@ class SubLN(Scheme):
 
     def __init__(self, place: Place, *, init: str = "preserve"):
         super().__init__(place, init=init)
-        point = last_point(self, place)
-        self.norm = nn.LayerNorm(place.widths[point]) if point else nn.Identity()
+        points = last_points(self, place)
+        self.norm = nn.LayerNorm(place.widths[points[0]]) if points else nn.Identity()
+        self.down_norm = nn.LayerNorm(place.widths["down"]) if place.name == "both" else None
 
     def norms(self) -> set[str]:
         return {"pre", "final"}
 
     def inside(self, point: str, x: Tensor) -> Tensor:
-        return self.norm(x)
+        return self.norm(x) if point == "o" or self.down_norm is None else self.down_norm(x)
 
     def edits(self) -> dict[str, float]:
         place = self.place
         if place.name == "cross":
             return {}
-        size = math.log(place.sites)
+        size = math.log(place.sites * place.sublayers)
         if place.stack == "encoder" and place.other_layers:
             size = math.log(3 * place.other_layers) * math.log(2 * place.layers) / 3
         return dict.fromkeys(("v", "o", "up", "down"), math.sqrt(size))
@@ -83,10 +94,11 @@ class NormFormer(Scheme):
 
     def __init__(self, place: Place, *, init: str = "preserve"):
         super().__init__(place, init=init)
-        point = last_point(self, place)
-        self.gain = nn.Parameter(torch.ones(place.heads)) if point == "o" else None
-        self.shortcut = nn.Parameter(torch.ones(place.width)) if point == "down" else None
-        self.norm = nn.LayerNorm(place.widths[point]) if point == "down" else nn.Identity()
+        refuse_both(self, place)
+        points = last_points(self, place)
+        self.gain = nn.Parameter(torch.ones(place.heads)) if "o" in points else None
+        self.shortcut = nn.Parameter(torch.ones(place.width)) if "down" in points else None
+        self.norm = nn.LayerNorm(place.widths["down"]) if "down" in points else nn.Identity()
 
     def norms(self) -> set[str]:
         return {"pre", "final"} if self.gain is None else {"pre", "out", "final"}
@@ -150,6 +162,7 @@ class HybridNorm(Scheme):
 
     def __init__(self, place: Place, *, init: str = "preserve"):
         super().__init__(place, init=init)
+        refuse_both(self, place)
         self.attends = set(self.points) <= set(place.widths)
         if not self.attends and "down" not in place.widths:
             raise ValueError(

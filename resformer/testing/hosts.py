@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
 import resformer
 from resformer.schemes import Place, Scheme
@@ -34,6 +34,7 @@ SIZES = {
     "vocab_size": VOCAB,
     "max_position_embeddings": 24,
     "layer_norm_eps": 1e-5,  # BERT and its kin: large enough that a factor that forgets it is seen
+    "rotary_dim": 4,  # GPT-J: half of a head
     "local_attention": 4,  # ModernBERT: a window smaller than the texts
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -128,6 +129,11 @@ def randomize(module: nn.Module, seed: int = 1, scale: float = 0.5) -> None:
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in model.named_parameters()}
+
+
+def supports(family: str, attention: str) -> bool:
+    """Whether transformers computes a family's attention in this way."""
+    return attention == "eager" or getattr(MODEL_MAPPING[type(tiny_config(family))], f"_supports_{attention}")
 
 
 def stands(name: str, family: str) -> bool:
