@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -141,6 +141,8 @@ def _find_stack(model: nn.Module, base: nn.Module, spec: Stack) -> HostStack | N
     config = getattr(root, "config", getattr(model, "config", None))
     if spec.order:
         layers = [layers[number] for number in spec.order(config)]
+    if spec.final_norm and find(root, spec.final_norm) is None:  # left out by the configuration (OPT)
+        spec = replace(spec, final_norm="")
     return HostStack(spec, root, layers, config)
 
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from resformer.edits import EPS, check_edits
 from resformer.errors import unknown
-from resformer.host import Host, HostStack, class_name, find_host, width_of
+from resformer.host import Host, HostStack, class_name, width_of
 from resformer.hosts.family import Projection, Site
 from resformer.layer import Residual, find
 from resformer.schemes import Place, Scheme, find_scheme, schemes
@@ -146,6 +145,8 @@ def _plan_stack(
             by_name["block"] = cls(replace(pairs[0][0], name="block", last=True), init=init, **options)
         if check and init == "preserve":
             _check_preserves(host, next(reversed(by_name.values())), placement)
+            for one, (_, site) in zip(ones, pairs, strict=True):
+                _check_keeps_norms(host, one, site, _wanted(one, placement, stack, site))
         for one in by_name.values():
             check_edits(host.family, stack, stack.sites(layer), one)
         _check_points(host, stack, cls, [site for _, site in pairs])
@@ -181,20 +182,6 @@ def _check_points(host: Host, stack: HostStack, cls: type[Scheme], sites: list[S
             f"scheme {cls.name!r} acts on the values of self-attention, and family {host.family.name!r} names no site "
             "'attn' that hands its attention all arguments (`extra`); add one, or take another scheme"
         )
-
-
-def refusals(model: nn.Module, init: str = "paper") -> dict[str, str]:
-    """Of every scheme with its default options, why it cannot be had on this model, "" where it can."""
-    host = find_host(model)
-    found = {}
-    for name in schemes():
-        try:
-            with torch.random.fork_rng(devices=[]):  # some draw their parameters
-                make_plan(host, name, init, None, choose_layers(host, None), {})
-            found[name] = ""
-        except ValueError as error:
-            found[name] = str(error)
-    return found
 
 
 def _settled(cls: type[Scheme], init: str, placement: str | None) -> str:
@@ -362,6 +349,18 @@ def _check_preserves(host: Host, scheme: Scheme, placement: str) -> None:
         raise ValueError(
             f"init='preserve' keeps what the model computes, and placement={placement!r} moves the norms of this "
             f"{kind} host; leave placement out, or pass init='paper'"
+        )
+
+
+def _check_keeps_norms(host: Host, scheme: Scheme, site: Site, wanted: set[str]) -> None:
+    """A `ValueError` for schemes that are to keep what the host computes, and fix its norms elsewhere."""
+    acting = wanted - {"embed", "final"}
+    if acting != set(site.norms):
+        raise ValueError(
+            f"scheme {scheme.name!r} cannot keep what the model computes on {host.family.name!r} hosts, whose norms "
+            f"act at {', '.join(sorted(site.norms))} of site {site.name!r}, for it has them at "
+            f"{', '.join(sorted(acting)) or 'none'}; pass init='paper' to patch it all the same, or take a scheme that "
+            "leaves the norms where they are"
         )
 
 

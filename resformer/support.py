@@ -21,7 +21,8 @@ def refusal(family: str, scheme: str, init: str = "preserve") -> str | None:
     """
     host = _tiny(family)
     try:
-        make_plan(host, scheme, init, None, choose_layers(host, None), {})
+        with torch.random.fork_rng(devices=[]):  # some schemes draw their parameters
+            make_plan(host, scheme, init, None, choose_layers(host, None), {})
     except ValueError as error:
         return str(error)
     return None

@@ -7,15 +7,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import resformer
 from resformer import families, schemes
-from resformer.plan import refusals
+from resformer.support import refusal
 from resformer.testing.contract import check_preserves, check_refuses
 from resformer.testing.hosts import (
     FFN,
     TOKENS,
     WIDTH,
     batch,
-    can_preserve,
     gradients,
+    keeps,
     stands,
     supports,
     tiny_config,
@@ -119,9 +119,9 @@ def test_every_site_is_visited_once(family):
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in THREE])
 def test_preserving_schemes_keep_every_family(family, name):
     """The three of the contract apart."""
-    if refusals(tiny_host(family), "paper")[name]:
+    if refusal(family, name, "paper"):
         check_refuses(family, name, {}, "paper")
-    elif can_preserve(name, {}, families()[family].kind):
+    elif keeps(name, {}, family):
         check_preserves(family, name, {})
     else:
         check_refuses(family, name, {})
