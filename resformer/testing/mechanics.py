@@ -117,7 +117,7 @@ def check_half_precision(family: str, name: str, options: dict[str, Any]) -> Non
 
 def check_round_trip(family: str, name: str, options: dict[str, Any], init: str = "paper") -> None:
     """Saved and loaded, by its own head and as a base model: the same weights, flags and outputs, to the bit."""
-    attention = "sdpa" if supports(family, "sdpa") else "eager"
+    attention = "sdpa" if supports(family, "sdpa") else "eager"  # what loading chooses
     model = patched(family, name, options, init=init, attention=attention, layers=3)
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
