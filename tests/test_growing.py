@@ -185,10 +185,10 @@ def test_hidden_states_and_attentions(family, before):
     model = patched(family, "rezero")
     if before:
         model(**batch(), output_hidden_states=True)
-    resformer.grow(model, 4)
+    resformer.grow(model, 3)
     found = model(**batch(), output_hidden_states=True, output_attentions=True)
-    assert len(found.hidden_states) == 5
-    assert len(found.attentions) == 4
+    assert len(found.hidden_states) == 4
+    assert len(found.attentions) == 3
 
 
 @pytest.mark.parametrize("family", THREE)
