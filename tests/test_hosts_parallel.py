@@ -192,7 +192,7 @@ class MixedValues(nn.Module):
 
 def mix_values(layer, family, p, first):
     if family == "phi":
-        layer.self_attn.v_proj = MixedValues(layer.self_attn.v_proj, range(WIDTH), p, first)
+        layer.self_attn.v_proj = MixedValues(layer.self_attn.v_proj, range(PER_HEAD), p, first)  # one head of values
         return
     channels = [head * 3 * PER_HEAD + 2 * PER_HEAD + i for head in range(HEADS) for i in range(PER_HEAD)]
     layer.attention.query_key_value = MixedValues(layer.attention.query_key_value, channels, p, first)
@@ -367,7 +367,8 @@ def rows_of(family: str) -> dict[str, list[str]]:
         o, down = ENDS["gpt_neox"]
         return {"attention.query_key_value": fused, o: ["o"] * WIDTH, "mlp.dense_h_to_4h": wide, down: ["down"] * WIDTH}
     attention, up = ("self_attn", "mlp.fc1") if family == "phi" else ("attn", "mlp.fc_in")
-    single = {f"{attention}.{role}_proj": [role] * WIDTH for role in "qkv"}
+    heads = {"q": HEADS, "k": 1, "v": 1} if family == "phi" else dict.fromkeys("qkv", HEADS)
+    single = {f"{attention}.{role}_proj": [role] * heads[role] * PER_HEAD for role in "qkv"}
     o, down = ENDS[family]
     return single | {o: ["o"] * WIDTH, up: wide, down: ["down"] * WIDTH}
 
