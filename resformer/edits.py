@@ -54,8 +54,8 @@ def edits_of(stack: HostStack, layer: nn.Module, site: Site, role: str, gain: fl
     if role == "embed":
         return [Edit(role, f"{path}.weight", gain) for path in stack.spec.embeddings]
     if role in site.points:
-        part = site.points[role]
-        return [Edit(role, f"{part.path}.weight", gain, part, groups_of(stack, part))]
+        every = site.points[role].every
+        return [Edit(role, f"{part.path}.weight", gain, part, groups_of(stack, part)) for part in every]
     return []
 
 

@@ -191,7 +191,10 @@ def _list(host: Host) -> Any:
 
 
 def _deeper(host: Host, depth: int) -> dict[str, Any]:
-    """What the configuration says at the new depth: lists of one entry a layer go on as its class continues them."""
+    """What the configuration says at the new depth: lists of one entry a layer go on as its class continues them.
+
+    Of the lists that the family names, which the class cannot continue, the last entry goes on.
+    """
     config, now = host.model.config, len(host.layers)
     key = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     given = config.to_dict()
@@ -202,6 +205,9 @@ def _deeper(host: Host, depth: int) -> dict[str, Any]:
         lists = [entry for entry in (value, here.get(name), there.get(name)) if isinstance(entry, list)]
         if [len(entry) for entry in lists] == [now, now, depth]:
             deeper[name] = [*value, *lists[2][now:]]
+    for name in host.stacks[0].spec.by_layer:
+        if isinstance(value := given[name], list):
+            deeper[name] = [*value, *value[-1:] * (depth - now)]
     return deeper
 
 

@@ -184,7 +184,7 @@ def _check_paths(family: Family, stack: HostStack) -> None:
             for part in site.parts or (site,):
                 for path in (*part.calls, part.ends or part.calls[0]):
                     find(layer, path)
-            for path in (*site.norms.values(), *(p.path for p in site.points.values())):
+            for path in (*site.norms.values(), *(p.path for point in site.points.values() for p in point.every)):
                 find(layer, path)
     except AttributeError as error:
         raise ValueError(f"family {family.name!r} does not fit {type(stack.root).__name__}: {error}") from None
@@ -230,8 +230,8 @@ def _last_states(host: Host) -> Tensor:
         given["decoder_input_ids"] = ids.flip(0, 1)
     elif getattr(config, "add_cross_attention", False) and any(site.when for site in host.stacks[0].spec.sites):
         width = width_of(host.stacks[0], host.stacks[0].layers[0])
-        states = torch.linspace(-1, 1, 6 * width, device=model.device, dtype=model.dtype).reshape(2, 3, width)
-        given["encoder_hidden_states"] = states
+        states = torch.linspace(-1, 1, ids.numel() * width, device=model.device, dtype=model.dtype)
+        given["encoder_hidden_states"] = states.reshape(2, length, width)  # MegatronBERT needs as many as tokens
     return host.base(**given, return_dict=True)[0]
 
 

@@ -215,8 +215,8 @@ def _attach_stack(host: Host, part: StackPlan, edit_weights: bool, embedded: set
         for site in stack.sites(layer):
             scheme = getattr(own, site.name)
             for point in scheme.points:
-                if point in site.points:
-                    _hook(stack, layer, site.name, point, site.points[point])
+                for projection in site.points[point].every if point in site.points else ():
+                    _hook(stack, layer, site.name, point, projection)
             _prepare_branch(layer, site, scheme)
             for role, gain in scheme.edits().items():
                 if role == "embed" and number:

@@ -12,7 +12,7 @@ import resformer
 from resformer import ResidualStack, families, schemes
 from resformer.schemes import Place
 from resformer.schemes.base import Branch
-from resformer.testing.hosts import batch, randomize, tiny_host
+from resformer.testing.hosts import attentions, batch, randomize, tiny_host
 
 ENCODERS = [name for name, family in families().items() if family.stacks[0].name == "encoder"]
 
@@ -109,8 +109,7 @@ def test_bad_options(name, options):
 # ------------------------------------------------------------------------------------------------ padding
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize(("family", "attention"), [(name, kind) for name in ENCODERS for kind in attentions(name)])
 def test_padding_does_not_reach_the_text_of_se_gate(family, attention):
     """With other tokens as padding, with more of it, and with none: the mean sees the text alone."""
     model = resformer.patch(tiny_host(family, layers=3, attention=attention), "se_gate", init="paper")

@@ -6,15 +6,26 @@ from dataclasses import replace
 
 from resformer.hosts.family import Family, Projection, Site, Stack, register_family
 
+SELF = {"attention_mask": "attention_mask", "past_key_values": "past_key_values"}
+CROSS = {
+    "encoder_hidden_states": "encoder_hidden_states",
+    "attention_mask": "encoder_attention_mask",
+    "past_key_values": "past_key_values",
+}
 
-def _attention(name: str, root: str, passes: dict[str, str], when: str = "") -> Site:
+
+def _attention(
+    root: str, passes: dict[str, str], *, slot: str = "post", norm: str = "output.LayerNorm", extra: bool = True
+) -> Site:
+    """Attention as BERT has it; `norm` is a path from `root`, the attention module."""
+    cross = root == "crossattention"
     return Site(
-        name,
+        "cross" if cross else "attn",
         calls=(f"{root}.self", f"{root}.output.dense", f"{root}.output.dropout"),
-        norms={"post": f"{root}.output.LayerNorm"},
+        norms={slot: f"{root}.{norm}"},
         passes=passes,
-        extra=True,
-        when=when,
+        extra=extra,
+        when="encoder_hidden_states" if cross else "",
         points={
             "q": Projection(f"{root}.self.query"),
             "k": Projection(f"{root}.self.key"),
@@ -24,34 +35,138 @@ def _attention(name: str, root: str, passes: dict[str, str], when: str = "") -> 
     )
 
 
+FFN = Site(
+    "ffn",
+    calls=("intermediate", "output.dense", "output.dropout"),
+    norms={"post": "output.LayerNorm"},
+    chunks="chunk_size_feed_forward",
+    points={"up": Projection("intermediate.dense"), "down": Projection("output.dense")},
+)
 BERT = Stack(
     layer="transformers.models.bert.modeling_bert.BertLayer",
     layers="encoder.layer",
     embed_norm="embeddings.LayerNorm",
     embeddings=("embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings"),
-    sites=(
-        _attention("attn", "attention", {"attention_mask": "attention_mask", "past_key_values": "past_key_values"}),
-        _attention(
-            "cross",
-            "crossattention",
-            {
-                "encoder_hidden_states": "encoder_hidden_states",
-                "attention_mask": "encoder_attention_mask",
-                "past_key_values": "past_key_values",
-            },
-            when="encoder_hidden_states",
-        ),
-        Site(
-            "ffn",
-            calls=("intermediate", "output.dense", "output.dropout"),
-            norms={"post": "output.LayerNorm"},
-            chunks="chunk_size_feed_forward",
-            points={"up": Projection("intermediate.dense"), "down": Projection("output.dense")},
-        ),
-    ),
+    sites=(_attention("attention", SELF), _attention("crossattention", CROSS), FFN),
 )
 ROBERTA = replace(BERT, layer="transformers.models.roberta.modeling_roberta.RobertaLayer")
 ELECTRA = replace(BERT, layer="transformers.models.electra.modeling_electra.ElectraLayer")
+XLM_ROBERTA = replace(BERT, layer="transformers.models.xlm_roberta.modeling_xlm_roberta.XLMRobertaLayer")
+CAMEMBERT = replace(BERT, layer="transformers.models.camembert.modeling_camembert.CamembertLayer")
+ERNIE = replace(BERT, layer="transformers.models.ernie.modeling_ernie.ErnieLayer")
+DATA2VEC_TEXT = replace(BERT, layer="transformers.models.data2vec.modeling_data2vec_text.Data2VecTextLayer")
+BERT_GENERATION = replace(
+    BERT,
+    layer="transformers.models.bert_generation.modeling_bert_generation.BertGenerationLayer",
+    embeddings=("embeddings.word_embeddings", "embeddings.position_embeddings"),
+)
+
+# BERT with its norms moved to the inputs.
+ROBERTA_PRELAYERNORM = replace(
+    BERT,
+    layer="transformers.models.roberta_prelayernorm.modeling_roberta_prelayernorm.RobertaPreLayerNormLayer",
+    final_norm="LayerNorm",
+    sites=(
+        _attention("attention", SELF, slot="pre", norm="LayerNorm"),
+        _attention("crossattention", CROSS, slot="pre", norm="LayerNorm"),
+        replace(
+            FFN,
+            calls=("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense", "output.dropout"),
+            norms={"pre": "intermediate.LayerNorm"},
+        ),
+    ),
+)
+SHOWN = {"output_attentions": "output_attentions"}  # of modules that are asked for their attentions
+MEGATRON_BERT = Stack(
+    layer="transformers.models.megatron_bert.modeling_megatron_bert.MegatronBertLayer",
+    layers="encoder.layer",
+    final_norm="encoder.ln",
+    embeddings=BERT.embeddings,
+    sites=(
+        _attention("attention", SELF | SHOWN, slot="pre", norm="ln", extra=False),
+        _attention("crossattention", CROSS | SHOWN, slot="pre", norm="ln", extra=False),
+        replace(FFN, norms={"pre": "ln"}),
+    ),
+    returns=(("attn", 1), ("cross", 1)),
+)
+
+ROTARY = SHOWN | {"sinusoidal_pos": "sinusoidal_pos"}
+ROFORMER = replace(
+    BERT,
+    layer="transformers.models.roformer.modeling_roformer.RoFormerLayer",
+    embeddings=("embeddings.word_embeddings", "embeddings.token_type_embeddings"),
+    sites=(
+        _attention("attention", SELF | ROTARY, extra=False),
+        _attention("crossattention", CROSS | ROTARY, extra=False),
+        FFN,
+    ),
+    returns=(("attn", 1), ("cross", 1)),
+)
+
+WINDOWED = {
+    name: name
+    for name in ("attention_mask", "is_index_masked", "is_index_global_attn", "is_global_attn", "output_attentions")
+}
+LONGFORMER = replace(
+    BERT,
+    layer="transformers.models.longformer.modeling_longformer.LongformerLayer",
+    sites=(
+        replace(
+            _attention("attention", WINDOWED, extra=False),
+            points={
+                "q": Projection("attention.self.query", also=("attention.self.query_global",)),
+                "k": Projection("attention.self.key", also=("attention.self.key_global",)),
+                "v": Projection("attention.self.value", also=("attention.self.value_global",)),
+                "o": Projection("attention.output.dense"),
+            },
+        ),
+        FFN,
+    ),
+    returns=(("attn", 1), ("attn", 2)),
+    by_layer=("attention_window",),
+    real=lambda given: ~given["is_index_masked"],
+)
+
+MPNET = Stack(
+    layer="transformers.models.mpnet.modeling_mpnet.MPNetLayer",
+    layers="encoder.layer",
+    embed_norm="embeddings.LayerNorm",
+    embeddings=("embeddings.word_embeddings", "embeddings.position_embeddings"),
+    sites=(
+        Site(
+            "attn",
+            calls=("attention.attn", "attention.dropout"),
+            norms={"post": "attention.LayerNorm"},
+            passes=SHOWN | {"attention_mask": "attention_mask", "position_bias": "position_bias"},
+            points={name: Projection(f"attention.attn.{name}") for name in ("q", "k", "v", "o")},
+        ),
+        replace(FFN, chunks=""),
+    ),
+    returns=(("attn", 1),),
+)
+
+NOMIC_BERT = Stack(
+    layer="transformers.models.nomic_bert.modeling_nomic_bert.NomicBertLayer",
+    layers="layers",
+    embed_norm="embeddings.LayerNorm",
+    embeddings=("embeddings.word_embeddings", "embeddings.token_type_embeddings"),
+    sites=(
+        Site(
+            "attn",
+            calls=("self_attn", "post_attention_dropout"),
+            norms={"post": "post_attention_layernorm"},
+            passes={"attention_mask": "attention_mask", "position_embeddings": "position_embeddings"},
+            extra=True,
+            points={name: Projection(f"self_attn.{name}_proj") for name in ("q", "k", "v", "o")},
+        ),
+        Site(
+            "ffn",
+            calls=("mlp", "post_mlp_dropout"),
+            norms={"post": "post_mlp_layernorm"},
+            points={name: Projection(f"mlp.{name}_proj") for name in ("gate", "up", "down")},
+        ),
+    ),
+)
 
 DISTILBERT = Stack(
     layer="transformers.models.distilbert.modeling_distilbert.TransformerBlock",
@@ -117,3 +232,14 @@ register_family(Family("distilbert", (DISTILBERT,), config="DistilBertConfig"))
 register_family(
     Family("modernbert", (MODERNBERT,), config="ModernBertConfig", note="the first layer's attention has no pre-norm")
 )
+register_family(Family("xlm_roberta", (XLM_ROBERTA,), config="XLMRobertaConfig"))
+register_family(Family("camembert", (CAMEMBERT,), config="CamembertConfig"))
+register_family(Family("ernie", (ERNIE,), config="ErnieConfig"))
+register_family(Family("data2vec_text", (DATA2VEC_TEXT,), config="Data2VecTextConfig"))
+register_family(Family("bert_generation", (BERT_GENERATION,), config="BertGenerationConfig"))
+register_family(Family("roberta_prelayernorm", (ROBERTA_PRELAYERNORM,), config="RobertaPreLayerNormConfig"))
+register_family(Family("megatron_bert", (MEGATRON_BERT,), config="MegatronBertConfig"))
+register_family(Family("roformer", (ROFORMER,), config="RoFormerConfig"))
+register_family(Family("longformer", (LONGFORMER,), config="LongformerConfig"))
+register_family(Family("mpnet", (MPNET,), config="MPNetConfig", note="has no gradient checkpointing in transformers"))
+register_family(Family("nomic_bert", (NOMIC_BERT,), config="NomicBertConfig"))

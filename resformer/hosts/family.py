@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,12 @@ class Projection:
     part: int = 0
     parts: int = 1
     by_head: bool = False  # each head has its slices side by side (GPT-NeoX), else each slice has its heads
+    also: tuple[str, ...] = ()  # paths of maps that do the same for some of the tokens (Longformer's global ones)
+
+    @property
+    def every(self) -> list[Projection]:
+        """This one, and one for each path in `also`."""
+        return [replace(self, path=path, also=()) for path in (self.path, *self.also)]
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Stack:
     embed_norm: str = ""
     embeddings: tuple[str, ...] = ()  # the tables whose sum opens the stack
     heads: str = "num_attention_heads"  # of the configuration
+    by_layer: tuple[str, ...] = ()  # of the configuration, what may be a list with an entry for each layer
     # what the layer returns after its states, if it returns a tuple: (site, which element its first call returned)
     returns: tuple[tuple[str, int], ...] = ()
     order: Callable[[Any], list[int]] | None = None  # configuration -> the layer of each call, where they are shared

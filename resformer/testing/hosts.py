@@ -10,9 +10,16 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 import resformer
+from resformer.plan import attends
 from resformer.schemes import Place, Scheme
 
 WIDTH, HEADS, FFN, VOCAB, TOKENS = 16, 2, 20, 32, 7  # FFN is no multiple of WIDTH: a mix-up of the two cannot pass
@@ -42,6 +49,7 @@ SIZES = {
     "rms_norm_eps": 1e-5,
     "local_attention": 6,  # ModernBERT: a window smaller than the texts
     "sliding_window": 3,  # Mistral, Gemma; in ModernBERT half of its window
+    "attention_window": 4,  # Longformer, likewise; it fills the texts up to a multiple
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -61,6 +69,18 @@ def tiny_config(family: str, *, layers: int = 2, dropout: float = 0.0, **changes
         if "drop" in name:
             setattr(config, name, dropout)
     return config
+
+
+def auto_head(family: str) -> Any:
+    """An auto class that gives this family a head: a classifier, or a language model where transformers has none."""
+    classifies = type(tiny_config(family)) in AutoModelForSequenceClassification._model_mapping
+    return AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+
+
+def attentions(family: str) -> list[str]:
+    """The implementations of attention that run on any machine and that transformers has for this family."""
+    model: Any = AutoModel._model_mapping[type(tiny_config(family))]
+    return ["eager", "sdpa"] if model._supports_sdpa else ["eager"]
 
 
 @cache
@@ -95,10 +115,15 @@ def tiny_host(
 
 @torch.no_grad()
 def perturb(model: nn.Module, std: float, seed: int) -> None:
-    """Draw all weights anew: norms around 1, biases off 0, matrices that keep the scale, embeddings of this std."""
+    """Draw all weights anew: norms around 1, biases off 0, matrices that keep the scale, embeddings of this std.
+
+    Tables that are computed and not trained (RoFormer's sines) stay as they are.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
+            if not p.requires_grad:
+                continue
             noise = torch.randn(p.shape, generator=generator)
             if isinstance(module, nn.Embedding):
                 p.copy_(std * noise)
@@ -153,14 +178,11 @@ def _doubled(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
 
 
-def supports(family: str, attention: str) -> bool:
-    """Whether transformers computes a family's attention in this way."""
-    return attention == "eager" or getattr(MODEL_MAPPING[type(tiny_config(family))], f"_supports_{attention}")
-
-
 def stands(name: str, family: str) -> bool:
-    """Whether a scheme says that it can stand in hosts of this family."""
-    return all(stack.name in resformer.schemes()[name].stacks for stack in resformer.families()[family].stacks)
+    """Whether a scheme says that it can stand in hosts of this family, and can be given their values if it asks."""
+    cls, stacks = resformer.schemes()[name], resformer.families()[family].stacks
+    valued = all(any(attends(part) for site in s.sites for part in site.parts or (site,)) for s in stacks)
+    return all(stack.name in cls.stacks for stack in stacks) and ("values" not in cls.points or valued)
 
 
 def keeps(name: str, options: dict[str, Any], family: str) -> bool:
