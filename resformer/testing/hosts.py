@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from torch.overrides import TorchFunctionMode
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
 import resformer
+from resformer.plan import attends
 from resformer.schemes import Place, Scheme
 
 WIDTH, HEADS, FFN, VOCAB, TOKENS = 16, 2, 20, 32, 7  # FFN is no multiple of WIDTH: a mix-up of the two cannot pass
@@ -27,6 +29,8 @@ SIZES = {
     "vocab_size": VOCAB,
     "max_position_embeddings": 24,
     "layer_norm_eps": 1e-5,  # BERT and its kin: large enough that a factor that forgets it is seen
+    "relative_attention": True,  # DeBERTa, whose attention goes by distance in all released models
+    "pos_att_type": ["p2c", "c2p"],
     "local_attention": 4,  # ModernBERT: a window smaller than the texts
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -121,16 +125,57 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-def stands(name: str, family: str) -> bool:
-    """Whether a scheme says that it can stand in hosts of this family."""
-    return all(stack.name in resformer.schemes()[name].stacks for stack in resformer.families()[family].stacks)
+class exact(TorchFunctionMode):
+    """Within it, what hosts in double precision compute in single (RMS norms, angles, softmax) is in double as well."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {name: _doubled(value) if name == "dtype" else value for name, value in (kwargs or {}).items()}
+        if function is Tensor.float:
+            function = Tensor.double
+        elif function is Tensor.to:
+            args = tuple(_doubled(value) for value in args)
+        return function(*args, **given)
 
 
-def example(name: str, options: dict[str, Any]) -> Scheme:
+def _doubled(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+def supports(family: str, attention: str) -> bool:
+    """Whether transformers computes a family's attention in this way."""
+    return attention == "eager" or getattr(MODEL_MAPPING[type(tiny_config(family))], f"_supports_{attention}")
+
+
+def stands(name: str, family: str, init: str = "paper") -> bool:
+    """Whether a scheme with its default options can stand in hosts of this family.
+
+    It serves their stacks, can be given the values of attention if it asks, finds the points where it acts, and where
+    layers are shared it needs none of their weights and no say inside them.
+    """
+    cls, stacks = resformer.schemes()[name], resformer.families()[family].stacks
+    valued = all(any(attends(part) for site in s.sites for part in site.parts or (site,)) for s in stacks)
+    inside = set(cls.points) - {"in", "values"}
+    named = {point for stack in stacks for site in stack.sites for point in site.points}
+    if inside - named or ("values" in cls.points and not valued):
+        return False
+    if any(stack.order for stack in stacks) and (inside or example(name, {}, init).edits()):
+        return False
+    return all(stack.name in cls.stacks for stack in stacks)
+
+
+def keeps(name: str, options: dict[str, Any], family: str) -> bool:
+    """Whether a scheme can start as the hosts of this family: it preserves their kind and fixes no norm elsewhere."""
+    scheme, spec = example(name, options), resformer.families()[family]
+    slots = [{slot.partition("_")[0] for slot in site.norms} for stack in spec.stacks for site in stack.sites]
+    norms = scheme.norms is None or all(scheme.norms() - {"embed", "final"} == here for here in slots)
+    return stands(name, family, "preserve") and scheme.can_preserve(spec.kind) and norms
+
+
+def example(name: str, options: dict[str, Any], init: str = "paper") -> Scheme:
     """A scheme with these options, to ask what it declares."""
     widths = dict.fromkeys(("q", "k", "v", "o", "up", "down"), 8)
     place = Place("attn", index=0, sites=2, layer=0, layers=1, width=8, widths=widths, last=False, closes=False)
-    return resformer.schemes()[name](place, init="paper", **options)
+    return resformer.schemes()[name](place, init=init, **options)
 
 
 def can_preserve(name: str, options: dict[str, Any], kind: str) -> bool:
