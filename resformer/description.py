@@ -65,7 +65,7 @@ def describe(model: PreTrainedModel) -> Description:
     everything = [one for _, found in patched for one in found.values()]
     added = sum(p.numel() for one in everything for p in one.parameters())
     total = sum(p.numel() for p in model.parameters())
-    frozen = sum(len(one.frozen) for one in everything)
+    frozen = len({(id(stack.layers[n]), path) for stack, found in patched for n in found for path in found[n].frozen})
     rows = [
         ("scheme", f"{settings['scheme']}({options}), init={settings['init']!r}, placement={settings['placement']!r}"),
         ("equation", equation(model)),

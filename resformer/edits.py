@@ -30,7 +30,8 @@ def check_edits(family: Family, stack: HostStack, sites: list[Site], scheme: Sch
     if stack.shared and edits:
         raise ValueError(
             f"scheme {scheme.name!r} scales weights ({', '.join(edits)}) in each layer, and the layers of this "
-            f"{type(stack.root).__name__} share them; take a scheme with parameters of its own"
+            f"{type(stack.root).__name__} share them; take a scheme with parameters of its own, or see whether it "
+            f"scales nothing with init={'paper' if scheme.init == 'preserve' else 'preserve'!r}"
         )
 
 
@@ -52,7 +53,8 @@ def edits_of(stack: HostStack, layer: nn.Module, site: Site, role: str, gain: fl
         named = [(path, name) for path in paths for name, _ in find(layer, path).named_parameters(recurse=False)]
         return [Edit(role, f"{path}.{name}", gain) for path, name in named]
     if role == "embed":
-        return [Edit(role, f"{path}.weight", gain) for path in stack.spec.embeddings]
+        tables = [path for path in stack.spec.embeddings if find(stack.root, path) is not None]
+        return [Edit(role, f"{path}.weight", gain) for path in tables]
     if role in site.points:
         every = site.points[role].every
         return [Edit(role, f"{part.path}.weight", gain, part, groups_of(stack, part)) for part in every]

@@ -44,7 +44,7 @@ def grow(model: PreTrainedModel, depth: int) -> PreTrainedModel:
             f"this {type(model).__name__} is not patched; resformer.patch(model, 'identity') patches it without "
             "changing what it computes"
         )
-    if len(host.stacks) > 1 or host.stacks[0].shared or not isinstance(model, PreTrainedModel):
+    if len(host.stacks) > 1 or host.stacks[0].spec.order or not isinstance(model, PreTrainedModel):
         raise ValueError(
             f"growing is for transformers models of one stack whose layers have weights of their own; this "
             f"{type(model).__name__} is not one"

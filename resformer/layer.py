@@ -277,7 +277,7 @@ def run_layer(layer: Any, stack: Stack, named: tuple[str, ...], h: Any, args: tu
             s = run_site(site, getattr(own, site.name), s, call)
 
     if own.closes:
-        out: Any = schemes[-1].finish(s, _final_norm(layer))
+        out: Any = schemes[-1].finish(s, _final_norm(layer, own))
     else:  # the readable state goes first, where transformers looks for hidden states
         state, stream = (schemes[-1].finish(s, identity), s) if isinstance(s, tuple) else (s, ())
         counted = () if number is None else (number + 1,)
@@ -319,12 +319,12 @@ def refuse_attentions(name: str, base: Any, args: tuple, kwargs: dict[str, Any])
         )
 
 
-def _final_norm(layer: Any) -> Any:
+def _final_norm(layer: Any, own: Residual) -> Any:
     """What acts on the closing stream: the norm made for the scheme, or the host's own, moved in; else nothing."""
     if moved := getattr(layer, "resformer_readout", ()):
         norm: Any = host_class(moved[0])
         return functools.partial(norm.forward, moved[0])
-    return getattr(layer.resformer, "final_norm", identity)
+    return getattr(own, "final_norm", identity)
 
 
 @swap_kind("layer")

@@ -166,6 +166,9 @@ def _plan_stack(
         own.opens, own.closes, own.frozen = opens, closes, frozen
         parameter = next(layer.parameters())
         residuals[number] = own.to(parameter.device, parameter.dtype).train(layer.training)
+    for number, own in residuals.items():  # what another call of the same layer uses is trained
+        calls = [other for n, other in residuals.items() if stack.layers[n] is stack.layers[number]]
+        own.frozen = [path for path in own.frozen if all(path in other.frozen for other in calls)]
     return StackPlan(stack, residuals, final_norm)
 
 
@@ -228,15 +231,13 @@ def _check_all_layers_run(name: str, stack: HostStack, numbers: list[int]) -> No
             f"scheme {name!r} carries a stream from layer to layer, and layers of other classes stand between "
             f"{numbers}; take a contiguous range, or a scheme that acts on each sublayer alone"
         )
-    if stack.spec.between and _set(stack, stack.spec.between) and len(numbers) > 1:
-        raise ValueError(
-            f"scheme {name!r} carries a stream from layer to layer, and in this {type(stack.root).__name__} "
-            f"{stack.spec.between!r} acts between two of them; take a scheme that acts on each sublayer alone"
-        )
-
-
-def _set(stack: HostStack, path: str) -> bool:
-    return find(stack.root, path) is not None
+    for path, after in stack.spec.between.items():
+        if numbers[0] <= after < numbers[-1] and find(stack.root, path) is not None:
+            raise ValueError(
+                f"scheme {name!r} carries a stream from layer to layer, and in this {type(stack.root).__name__} "
+                f"{path!r} acts between layers {after} and {after + 1}; patch those above it alone, "
+                f"layers=range({after + 1}, {len(stack.layers)}), or take a scheme that acts on each sublayer alone"
+            )
 
 
 def _places(stack: HostStack, chosen: Chosen, position: int) -> list[tuple[Place, Site]]:

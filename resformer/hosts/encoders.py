@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
 
 from resformer.hosts.family import Family, Projection, Site, Stack, register_family
 
@@ -243,3 +246,82 @@ register_family(Family("roformer", (ROFORMER,), config="RoFormerConfig"))
 register_family(Family("longformer", (LONGFORMER,), config="LongformerConfig"))
 register_family(Family("mpnet", (MPNET,), config="MPNetConfig", note="has no gradient checkpointing in transformers"))
 register_family(Family("nomic_bert", (NOMIC_BERT,), config="NomicBertConfig"))
+
+# ---------------------------------------------------------------------- layers that are shared, or return more
+
+
+def _albert_order(config: Any) -> list[int]:
+    """AlbertTransformer calls one group for each of its `num_hidden_layers`, and a group all its layers in turn."""
+    inner, runs = config.inner_group_num, config.num_hidden_layers
+    groups = [int(i / (runs / config.num_hidden_groups)) for i in range(runs)]
+    return [group * inner + layer for group in groups for layer in range(inner)]
+
+
+ALBERT = Stack(
+    layer="transformers.models.albert.modeling_albert.AlbertLayer",
+    layers="encoder.albert_layer_groups.*.albert_layers",
+    order=_albert_order,
+    embed_norm="embeddings.LayerNorm",
+    embeddings=("embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings"),
+    sites=(
+        Site(
+            "attn",
+            calls=("attention",),
+            ends="attention.output_dropout",
+            norms={"post": "attention.LayerNorm"},
+            passes={"attention_mask": "attention_mask"},
+            extra=True,
+            points={
+                "q": Projection("attention.query"),
+                "k": Projection("attention.key"),
+                "v": Projection("attention.value"),
+                "o": Projection("attention.dense"),
+            },
+        ),
+        Site(
+            "ffn",
+            calls=("ffn", "activation", "ffn_output"),
+            norms={"post": "full_layer_layer_norm"},
+            chunks="chunk_size_feed_forward",
+            points={"up": Projection("ffn"), "down": Projection("ffn_output")},
+        ),
+    ),
+)
+
+
+def _deberta_real(given: dict[str, Any]) -> Tensor:
+    """The mask is 1 where both of two tokens are text, (B 1 T T)."""
+    return given["attention_mask"][:, 0].diagonal(dim1=-2, dim2=-1) > 0
+
+
+def _deberta(version: str, points: dict[str, Projection], between: dict[str, int]) -> Stack:
+    passed = ("attention_mask", "output_attentions", "query_states", "relative_pos", "rel_embeddings")
+    attention = _attention("attn", "attention", dict(zip(passed, passed, strict=True)))
+    points |= {"o": Projection("attention.output.dense")}
+    return replace(
+        BERT,
+        layer=f"transformers.models.{version}Layer",
+        sites=(replace(attention, extra=False, points=points), replace(BERT.sites[-1], chunks="")),
+        returns=(("attn", 1),),
+        real=_deberta_real,
+        between=between,
+    )
+
+
+DEBERTA_V2 = _deberta(
+    "deberta_v2.modeling_deberta_v2.DebertaV2",
+    {
+        "q": Projection("attention.self.query_proj"),  # where keys of distances share them, these count as keys as well
+        "k": Projection("attention.self.key_proj"),
+        "v": Projection("attention.self.value_proj"),
+    },
+    {"encoder.conv": 0},
+)
+# q and k are not named, nor is the bias of v: biases are added after the fused projection, where no hook can follow
+DEBERTA = _deberta(
+    "deberta.modeling_deberta.Deberta", {"v": Projection("attention.self.in_proj", 2, 3, by_head=True)}, {}
+)
+
+register_family(Family("albert", (ALBERT,), config="AlbertConfig", note="one set of weights for all depths"))
+register_family(Family("deberta_v2", (DEBERTA_V2,), config="DebertaV2Config"))
+register_family(Family("deberta", (DEBERTA,), config="DebertaConfig"))

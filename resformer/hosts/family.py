@@ -78,7 +78,8 @@ class Stack:
     order: Callable[[Any], list[int]] | None = None  # configuration -> the layer of each call, where they are shared
     # the arguments of the layer's forward by name -> (B T), True where text is, where "attention_mask" is no common one
     real: Callable[[dict[str, Any]], Tensor] | None = None
-    between: str = ""  # an attribute beside the layers, not None where something reads the states between two of them
+    # what changes the states between two layers, where it is not None: its path -> the layer after which it stands
+    between: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:

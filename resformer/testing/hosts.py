@@ -50,6 +50,8 @@ SIZES = {
     "local_attention": 6,  # ModernBERT: a window smaller than the texts
     "sliding_window": 3,  # Mistral, Gemma; in ModernBERT half of its window
     "attention_window": 4,  # Longformer, likewise; it fills the texts up to a multiple
+    "relative_attention": True,  # DeBERTa, whose attention goes by distance in all released models
+    "pos_att_type": ["p2c", "c2p"],
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -178,11 +180,21 @@ def _doubled(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
 
 
-def stands(name: str, family: str) -> bool:
-    """Whether a scheme says that it can stand in hosts of this family, and can be given their values if it asks."""
+def stands(name: str, family: str, init: str = "paper") -> bool:
+    """Whether a scheme with its default options can stand in hosts of this family.
+
+    It serves their stacks, can be given the values of attention if it asks, finds the points where it acts, and where
+    layers are shared it needs none of their weights and no say inside them.
+    """
     cls, stacks = resformer.schemes()[name], resformer.families()[family].stacks
     valued = all(any(attends(part) for site in s.sites for part in site.parts or (site,)) for s in stacks)
-    return all(stack.name in cls.stacks for stack in stacks) and ("values" not in cls.points or valued)
+    inside = set(cls.points) - {"in", "values"}
+    named = {point for stack in stacks for site in stack.sites for point in site.points}
+    if inside - named or ("values" in cls.points and not valued):
+        return False
+    if any(stack.order for stack in stacks) and (inside or example(name, {}, init).edits()):
+        return False
+    return all(stack.name in cls.stacks for stack in stacks)
 
 
 def keeps(name: str, options: dict[str, Any], family: str) -> bool:
@@ -190,14 +202,14 @@ def keeps(name: str, options: dict[str, Any], family: str) -> bool:
     scheme, spec = example(name, options), resformer.families()[family]
     slots = [{slot.partition("_")[0] for slot in site.norms} for stack in spec.stacks for site in stack.sites]
     norms = scheme.norms is None or all(scheme.norms() - {"embed", "final"} == here for here in slots)
-    return stands(name, family) and scheme.can_preserve(spec.kind) and norms
+    return stands(name, family, "preserve") and scheme.can_preserve(spec.kind) and norms
 
 
-def example(name: str, options: dict[str, Any]) -> Scheme:
+def example(name: str, options: dict[str, Any], init: str = "paper") -> Scheme:
     """A scheme with these options, to ask what it declares."""
     widths = dict.fromkeys(("q", "k", "v", "o", "up", "down"), 8)
     place = Place("attn", index=0, sites=2, layer=0, layers=1, width=8, widths=widths, last=False, closes=False)
-    return resformer.schemes()[name](place, init="paper", **options)
+    return resformer.schemes()[name](place, init=init, **options)
 
 
 def can_preserve(name: str, options: dict[str, Any], kind: str) -> bool:
