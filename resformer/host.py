@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from resformer.errors import unknown
-from resformer.hosts.family import Family, Site, Stack, families
+from resformer.hosts.family import Family, Site, Stack, class_name, families
 from resformer.layer import Calls, Residual, find, settings_of
 from resformer.swap import host_class
 
@@ -49,8 +49,8 @@ class HostStack:
         return found
 
     def fits(self, layer: nn.Module) -> bool:
-        """Whether this is the very class that the family is about; a subclass may change the forward."""
-        return class_name(host_class(layer)) == self.spec.layer
+        """Whether this is the very class that the family is about."""
+        return self.spec.is_of(host_class(layer))
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,6 @@ class Host:
     def layers(self) -> list[nn.Module]:
         """Of all stacks, the encoder's first."""
         return [layer for stack in self.stacks for layer in stack.layers]
-
-
-def class_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def find_host(model: nn.Module) -> Host:
@@ -108,10 +104,9 @@ def _check_whole(model: Any) -> None:
     """A `ValueError` for what is no model, or one that is wrapped or quantized."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"resformer patches a model, a torch.nn.Module, got {type(model).__name__}")
-    inside = {"DistributedDataParallel": "model.module", "DataParallel": "model.module", "OptimizedModule": "it"}
-    inside |= {"FullyShardedDataParallel": "model.module"}
+    wrappers = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule")
     wrapper = type(model).__name__
-    if wrapper in inside or hasattr(model, "get_base_model") or hasattr(model, "_orig_mod"):
+    if wrapper in wrappers or hasattr(model, "get_base_model") or hasattr(model, "_orig_mod"):
         patched = settings_of(model) is not None
         raise ValueError(
             f"this {wrapper} holds a {'patched ' if patched else ''}model; "
@@ -124,10 +119,26 @@ def _check_whole(model: Any) -> None:
         )
     if any(type(module).__name__.startswith("FSDP") for module in model.modules()) and settings_of(model) is None:
         raise ValueError(f"this {wrapper} is sharded (FSDP); patch the model before fully_shard or accelerator.prepare")
-    if getattr(model, "is_quantized", False) or any(
-        type(m).__module__.startswith(("torch.ao.", "bitsandbytes", "torchao.")) for m in model.modules()
-    ):
-        raise ValueError("resformer cannot patch a quantized model; patch the full-precision model instead")
+    if found := _quantized(model):
+        raise ValueError(
+            f"resformer cannot patch a quantized model ({found}); patch the full-precision model, then quantize it"
+        )
+
+
+def _quantized(model: nn.Module) -> str:
+    """What shows that a model is quantized, else ""."""
+    for name in ("is_quantized", "config.quantization_config"):
+        if _has(model, name) and find(model, name):
+            return name
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.", "torchao.", "bitsandbytes", "optimum.quanto")):
+            return f"{path!r} is a {class_name(type(module))}"
+    for path, parameter in model.named_parameters():
+        if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
+            return f"{path!r} is of {parameter.dtype}"
+        if type(parameter).__module__.startswith(("torchao.", "bitsandbytes")):
+            return f"{path!r} is a {class_name(type(parameter))}"
+    return ""
 
 
 def _find_stack(model: nn.Module, base: nn.Module, spec: Stack) -> HostStack | None:
@@ -138,7 +149,7 @@ def _find_stack(model: nn.Module, base: nn.Module, spec: Stack) -> HostStack | N
     except AttributeError:
         return None
     layers: Any = lists[0] if len(lists) == 1 else [layer for part in lists for layer in part]
-    if not any(class_name(host_class(layer)) == spec.layer for layer in layers):
+    if not any(spec.is_of(host_class(layer)) for layer in layers):
         return None
     config = getattr(root, "config", getattr(model, "config", None))
     if spec.order:
@@ -244,6 +255,15 @@ def width_of(stack: HostStack, layer: nn.Module) -> int:
             for parameter in find(layer, path).parameters():
                 return parameter.shape[0]
     raise ValueError(f"the configuration of this {type(stack.root).__name__} has no hidden_size, which resformer needs")
+
+
+def heads_of(stack: HostStack, layer: nn.Module) -> int | None:
+    """How many heads the attention of a layer has, or None where neither the configuration nor the layer tells."""
+    name = stack.spec.heads
+    found = getattr(stack.config, name, None)
+    if found is None and _has(layer, name):
+        found = find(layer, name)
+    return found if isinstance(found, int) else None
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def hosts_table() -> Table:
     for name, family in families().items():
         for stack in family.stacks:
             sites = ", ".join(site.name for site in stack.sites)
-            table.add_row(name, HOST_KINDS[family.kind], stack.name, sites, stack.layer.rpartition(".")[2])
+            table.add_row(name, HOST_KINDS[family.kind], stack.name, sites, stack.layer_name.rpartition(".")[2])
     return table
 
 

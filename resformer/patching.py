@@ -329,7 +329,7 @@ def _hook(stack: HostStack, layer: nn.Module, site: str, point: str, projection:
     if point in ("o", "down"):
         module.register_forward_pre_hook(functools.partial(before_projection, layer, site, point, path))
     else:
-        slices = projection.part, projection.parts, groups_of(stack, projection)
+        slices = projection.part, projection.parts, groups_of(stack, layer, projection)
         module.register_forward_hook(functools.partial(after_projection, layer, site, point, path, *slices))
 
 

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from resformer.edits import EPS, check_edits
 from resformer.errors import unknown
-from resformer.host import Host, HostStack, class_name, width_of
-from resformer.hosts.family import Projection, Site
+from resformer.host import Host, HostStack, heads_of, width_of
+from resformer.hosts.family import Projection, Site, class_name
 from resformer.layer import Residual, find
 from resformer.schemes import Place, Scheme, find_scheme, schemes
 from resformer.schemes.base import INITS, PLACEMENTS, SLOTS
@@ -244,7 +244,6 @@ def _places(stack: HostStack, chosen: Chosen, position: int) -> list[tuple[Place
     sites = stack.sites(layer)
     first, total = position * len(sites), len(numbers) * len(sites)
     others = sum(len(layers) for name, layers in chosen.items() if name != stack.spec.name)
-    heads = getattr(stack.config, stack.spec.heads, 1)
     places = [
         Place(
             name=site.name,
@@ -260,7 +259,7 @@ def _places(stack: HostStack, chosen: Chosen, position: int) -> list[tuple[Place
             opens=first + i == 0,
             closes=first + i == total - 1,
             widths={point: _width(layer, point, projection) for point, projection in site.points.items()},
-            heads=heads,
+            heads=heads_of(stack, layer),
         )
         for i, site in enumerate(sites)
     ]

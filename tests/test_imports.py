@@ -11,10 +11,10 @@ import resformer
 
 ROOT = Path(resformer.__file__).parent
 ORDER = [
-    {"errors", "files", "provenance"},
+    {"errors", "files", "provenance", "swap"},
     {"schemes"},
     {"stack", "hosts", "calibration", "schedule"},
-    {"swap", "attention"},
+    {"attention"},
     {"layer"},
     {"host"},
     {"grouped", "edits"},

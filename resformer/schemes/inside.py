@@ -24,6 +24,15 @@ def last_point(scheme: Scheme, place: Place) -> str:
     return point
 
 
+def heads_at(scheme: Scheme, place: Place) -> int:
+    if place.heads is None:
+        raise ValueError(
+            f"scheme {scheme.name!r} needs the number of attention heads, which this host does not tell; name it in "
+            "the `heads` of the family's stack: an attribute of the configuration, or a path from the layer"
+        )
+    return place.heads
+
+
 @register("sub_ln")
 class SubLN(Scheme):
     """Pre-LN with a second norm inside each branch, before its output projection (Magneto).
@@ -84,7 +93,7 @@ class NormFormer(Scheme):
     def __init__(self, place: Place, *, init: str = "preserve"):
         super().__init__(place, init=init)
         point = last_point(self, place)
-        self.gain = nn.Parameter(torch.ones(place.heads)) if point == "o" else None
+        self.gain = nn.Parameter(torch.ones(heads_at(self, place))) if point == "o" else None
         self.shortcut = nn.Parameter(torch.ones(place.width)) if point == "down" else None
         self.norm = nn.LayerNorm(place.widths[point]) if point == "down" else nn.Identity()
 
@@ -157,7 +166,7 @@ class HybridNorm(Scheme):
                 "name all"
             )
         if self.attends:
-            self.gain = nn.Parameter(torch.ones(len(self.points), place.widths["q"] // place.heads))
+            self.gain = nn.Parameter(torch.ones(len(self.points), place.widths["q"] // heads_at(self, place)))
 
     def norms(self) -> set[str]:
         return {"post", "final"} if self.attends else {"final"}
