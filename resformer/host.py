@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from resformer.errors import unknown
 from resformer.hosts.family import Family, Site, Stack, class_name, families
-from resformer.layer import Calls, Residual, find, settings_of
+from resformer.layer import Residual, find, settings_of
 from resformer.swap import host_class
 
 
@@ -42,10 +42,8 @@ class HostStack:
         """What patching hung on the layers, by number; on a shared layer, by call."""
         found = {}
         for number, layer in enumerate(self.layers):
-            own = getattr(layer, "resformer", None)
-            own = getattr(own, str(number)) if isinstance(own, Calls) else own
-            if isinstance(own, Residual):
-                found[number] = own
+            if (own := getattr(layer, "resformer", None)) is not None:  # or a wrapper of PEFT, which passes names on
+                found[number] = getattr(own, str(number)) if own.by_call else own
         return found
 
     def fits(self, layer: nn.Module) -> bool:
