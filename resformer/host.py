@@ -50,6 +50,11 @@ class HostStack:
         """Whether this is the very class that the family is about."""
         return self.spec.is_of(host_class(layer))
 
+    @property
+    def fitting(self) -> list[int]:
+        """The numbers of the layers that fit; in a hybrid there are others between them."""
+        return [number for number, layer in enumerate(self.layers) if self.fits(layer)]
+
 
 @dataclass(frozen=True)
 class Host:
@@ -81,7 +86,7 @@ def find_host(model: nn.Module) -> Host:
             continue
         for stack in stacks:
             _check_paths(family, stack)
-            _check_forwards(base, stack)
+            _check_forwards(model, base, stack)
         if family.probe is None and not isinstance(model, PreTrainedModel):
             raise ValueError(
                 f"family {family.name!r} needs a `probe`, a function from the model to a tensor that it computes: "
@@ -104,7 +109,8 @@ def _check_whole(model: Any) -> None:
         raise ValueError(f"resformer patches a model, a torch.nn.Module, got {type(model).__name__}")
     wrappers = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule")
     wrapper = type(model).__name__
-    if wrapper in wrappers or hasattr(model, "get_base_model") or hasattr(model, "_orig_mod"):
+    tuner = hasattr(model, "peft_config") and not isinstance(model, PreTrainedModel)
+    if wrapper in wrappers or tuner or hasattr(model, "get_base_model") or hasattr(model, "_orig_mod"):
         patched = settings_of(model) is not None
         raise ValueError(
             f"this {wrapper} holds a {'patched ' if patched else ''}model; "
@@ -115,12 +121,17 @@ def _check_whole(model: Any) -> None:
                 else "patch the model itself before wrapping it (DDP, FSDP, torch.compile, PEFT)"
             )
         )
-    if any(type(module).__name__.startswith("FSDP") for module in model.modules()) and settings_of(model) is None:
+    if sharded(model) and settings_of(model) is None:
         raise ValueError(f"this {wrapper} is sharded (FSDP); patch the model before fully_shard or accelerator.prepare")
     if found := _quantized(model):
         raise ValueError(
             f"resformer cannot patch a quantized model ({found}); patch the full-precision model, then quantize it"
         )
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether any part is under FSDP: `fully_shard` gives modules a class FSDP<name of theirs>."""
+    return any(type(module).__name__.startswith(("FSDP", "FullySharded")) for module in model.modules())
 
 
 def _quantized(model: nn.Module) -> str:
@@ -132,7 +143,7 @@ def _quantized(model: nn.Module) -> str:
         if type(module).__module__.startswith(("torch.ao.", "torchao.", "bitsandbytes", "optimum.quanto")):
             return f"{path!r} is a {class_name(type(module))}"
     for path, parameter in model.named_parameters():
-        if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
+        if parameter.ndim > 1 and (not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2):
             return f"{path!r} is of {parameter.dtype}"
         if type(parameter).__module__.startswith(("torchao.", "bitsandbytes")):
             return f"{path!r} is a {class_name(type(parameter))}"
@@ -208,13 +219,13 @@ def _check_paths(family: Family, stack: HostStack) -> None:
             )
 
 
-def _check_forwards(base: nn.Module, stack: HostStack) -> None:
+def _check_forwards(model: nn.Module, base: nn.Module, stack: HostStack) -> None:
     """A forward set on the object hides that of its class, and patching would change nothing."""
-    ours = {id(module) for module in (base, stack.root, *stack.layers)}
-    for name, module in base.named_modules():
+    ours = {id(module) for module in (model, base, stack.root, *stack.layers)}
+    for name, module in model.named_modules():
         if "forward" in vars(module) and id(module) in ours:
             raise ValueError(
-                f"{name or type(base).__name__!r} has a forward of its own (dispatched by accelerate, or wrapped by "
+                f"{name or type(model).__name__!r} has a forward of its own (dispatched by accelerate, or wrapped by "
                 "hand); patch the model first, then dispatch or wrap it"
             )
 
@@ -222,9 +233,39 @@ def _check_forwards(base: nn.Module, stack: HostStack) -> None:
 def probe(host: Host) -> Tensor:
     """What the model computes from a small fixed batch, in evaluation mode, without touching any random state."""
     with _evaluating(host.model), torch.no_grad():
-        if host.family.probe is not None:
-            return host.family.probe(host.model).clone()
-        return _last_states(host).clone()
+        if host.family.probe is None:
+            return _last_states(host).clone()
+        found = host.family.probe(host.model)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"the probe of family {host.family.name!r} must return a tensor that the model computes, got a "
+            f"{type(found).__name__}"
+        )
+    return found.clone()
+
+
+def first_probe(host: Host) -> Tensor:
+    """`probe` of a model as it is given; a ValueError where it cannot serve to compare with."""
+    try:
+        found = probe(host)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"this {type(host.model).__name__} could not be run on a small batch of token ids, which patching is "
+            f"checked with ({type(error).__name__}: {error}); give family {host.family.name!r} a `probe` that can"
+            if host.family.probe is None
+            else f"the probe of family {host.family.name!r} failed on this {type(host.model).__name__} as it was given "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not found.isfinite().any():
+        raise ValueError(f"this {type(host.model).__name__} computes no finite number, so nothing can be checked")
+    if host.family.probe is not None and not torch.equal(probe(host).nan_to_num(), found.nan_to_num()):
+        raise ValueError(
+            f"the probe of family {host.family.name!r} gives something else each time; it must compute from a fixed "
+            "input, such as torch.arange(16).reshape(2, 8)"
+        )
+    return found
 
 
 def _last_states(host: Host) -> Tensor:
@@ -293,13 +334,19 @@ def configs_of(model: nn.Module) -> list[Any]:
 
 
 def check_identity(host: Host, expected: Tensor) -> None:
-    found = probe(host)
-    if not torch.equal(found.nan_to_num(), expected.nan_to_num()):
+    who = f"family {host.family.name!r} does not describe this {type(host.base).__name__}"
+    mend = (
+        "Its layers may have changed with the version of transformers; please report it, or register a family that fits"
+    )
+    try:
+        found = probe(host)
+    except Exception as error:
         raise ValueError(
-            f"family {host.family.name!r} does not describe this {type(host.base).__name__}: with the identity scheme "
-            f"it computes something else (relative difference {difference(found, expected):.1e}). Its layers may have "
-            "changed with the version of transformers; please report it, or register a family that fits"
-        )
+            f"{who}: called as it says, the sublayers fail ({type(error).__name__}: {error}). {mend}"
+        ) from error
+    if found.shape != expected.shape or not torch.equal(found.nan_to_num(), expected.nan_to_num()):
+        how = f"(relative difference {difference(found, expected):.1e})" if found.shape == expected.shape else ""
+        raise ValueError(f"{who}: with the identity scheme it computes something else {how}. {mend}")
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from resformer import adapters, saving, trainer  # noqa: F401  (they teach PEFT and transformers about patched models)
 from resformer.attention import route, unroute
 from resformer.edits import divide, edits_of, groups_of, multiply
-from resformer.host import Host, HostStack, check_identity, difference, find_host, probe
+from resformer.host import Host, HostStack, check_identity, difference, find_host, first_probe, probe, sharded
 from resformer.hosts.family import Projection, Site
 from resformer.layer import (
     Calls,
@@ -81,7 +81,7 @@ def patch(
         "layers": None if layers is None else _recorded(chosen, by_stack=isinstance(layers, dict)),
         "options": options,
     }
-    expected = probe(host)
+    expected = first_probe(host)
     try:
         trial = make_plan(host, "identity", "preserve", None, chosen, {})
         attach(host, trial)
@@ -90,7 +90,7 @@ def patch(
         _check_visits(host, visits)
         detach(host)
         attach(host, plan)
-        change = difference(probe(host), expected)
+        change = difference(_probe_patched(host, scheme), expected)
         if init == "preserve" and change > FAR.get(expected.dtype, 0.2):
             raise ValueError(
                 f"scheme {scheme!r} should keep what this {type(model).__name__} computes, and the relative difference "
@@ -105,6 +105,17 @@ def patch(
     return model
 
 
+def _probe_patched(host: Host, scheme: str) -> Tensor:
+    try:
+        return probe(host)
+    except (AttributeError, TypeError) as error:  # of code that expects a tensor
+        raise ValueError(
+            f"with scheme {scheme!r} this {type(host.model).__name__} fails ({type(error).__name__}: {error}): if "
+            "something reads the states between two layers, a scheme that carries a stream of several tensors from "
+            "layer to layer cannot stand there; name it in the family (`Stack.between`), or take another scheme"
+        ) from error
+
+
 def unpatch(model: Model) -> Model:
     """Give the model its own residual connections back, in place; the scheme's parameters are dropped.
 
@@ -112,6 +123,8 @@ def unpatch(model: Model) -> Model:
     originals; weights that were trained since are divided by the gain.
     """
     host = find_host(model)
+    if sharded(model):
+        raise ValueError(f"this {type(model).__name__} is sharded (FSDP); unpatch the model before it is sharded")
     if not is_patched(model):
         raise ValueError(f"this {type(model).__name__} is not patched; resformer.patch(model, scheme) patches it")
     detach(host)

@@ -22,10 +22,11 @@ ORDER = [
     {"adapters", "trainer"},
     {"plan"},
     {"patching"},
-    {"description", "folding", "growing"},
+    {"folding", "growing"},
     {"checkpoint", "encoders"},
     {"optim", "data", "testing"},
     {"train", "diagnostics", "support"},
+    {"description"},
     {"study", "listing"},
     {"cli"},
 ]
