@@ -43,8 +43,8 @@ def check_weights(model: nn.Module, expected: set[str], saved: set[str]) -> None
         more, less = sorted(saved - expected)[:2], sorted(expected - saved)[:2]
         raise ValueError(
             f"this adapter was made for a model patched in another way: for scheme {name!r}, as here, its file lacks "
-            f"{less or 'nothing'} and has {more or 'nothing'} too much; patch the base model as it was then, or load its "
-            "checkpoint with resformer.from_pretrained"
+            f"{less or 'nothing'} and has {more or 'nothing'} too much; patch the base model as it was then, or load "
+            "its checkpoint with resformer.from_pretrained"
         )
 
 

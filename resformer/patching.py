@@ -85,9 +85,15 @@ def patch(
     try:
         trial = make_plan(host, "identity", "preserve", None, chosen, {})
         attach(host, trial)
-        with counted(trial) as visits:
+        with counted(trial) as visits, _called(plan) as points:
             check_identity(host, expected)
         _check_visits(host, visits)
+        if idle := [where for where, times in points.items() if not times]:
+            raise ValueError(
+                f"scheme {scheme!r} acts inside the sublayers of family {host.family.name!r}, and a forward pass does "
+                f"not call {idle[0]} as a module (in all {len(idle)}); leave it out of `points`, or take a scheme that "
+                "acts around the sublayers"
+            )
         detach(host)
         attach(host, plan)
         change = difference(_probe_patched(host, scheme), expected)
@@ -182,6 +188,31 @@ def counted(plan: Plan) -> Iterator[dict[str, int]]:
     finally:
         for scheme in schemes:
             del scheme.step
+
+
+@contextmanager
+def _called(plan: Plan) -> Iterator[dict[str, int]]:
+    """How often each projection that a scheme of the plan acts inside of is called meanwhile."""
+    calls: dict[str, int] = {}
+    hooks = []
+    for part in plan.stacks:
+        for number, own in part.residuals.items():
+            for site in part.stack.sites(part.stack.layers[number]):
+                for point in set(getattr(own, site.name).points) & set(site.points) if not site.when else ():
+                    path = site.points[point].path
+                    where = f"{path!r} of layer {number}"
+                    calls[where] = 0
+                    module: Any = find(part.stack.layers[number], path)
+                    hooks.append(module.register_forward_pre_hook(functools.partial(_call, calls, where)))
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _call(calls: dict[str, int], where: str, module: nn.Module, args: Any) -> None:
+    calls[where] += 1
 
 
 def _count(visits: dict[str, int], key: str, step: Any, *given: Any) -> Any:
