@@ -36,8 +36,36 @@ def check_adapter(model: nn.Module, config: Any) -> None:
         )
 
 
+def check_weights(model: nn.Module, expected: set[str], saved: set[str]) -> None:
+    """A `ValueError` where the parameters of schemes in an adapter's file are not those of the model."""
+    if expected != saved:
+        name = (settings_of(model) or {}).get("scheme")
+        more, less = sorted(saved - expected)[:2], sorted(expected - saved)[:2]
+        raise ValueError(
+            f"this adapter was made for a model patched in another way: for scheme {name!r}, as here, its file lacks "
+            f"{less or 'nothing'} and has {more or 'nothing'} too much; patch the base model as it was then, or load "
+            "its checkpoint with resformer.from_pretrained"
+        )
+
+
 if is_peft_available():
+    import peft.peft_model
     from peft.tuners.tuners_utils import BaseTuner
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    @teach(peft.peft_model)
+    def set_peft_model_state_dict(
+        original: Callable, model: nn.Module, weights: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        adapter = kwargs.get("adapter_name", args[0] if args else "default")
+        ours = {
+            f"{path}.{key}"
+            for path, module in model.named_modules()
+            if isinstance(module, AuxiliaryTrainingWrapper) and path.endswith(".resformer")
+            for key in module.adapter_state_dict_load_map(adapter)
+        }
+        check_weights(model, ours, {key for key in weights if ".resformer." in key})
+        return original(weights, *args, **kwargs)
 
     @teach(BaseTuner)
     def inject_adapter(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from resformer.errors import unknown
 from resformer.grouped import group_feed_forward
 from resformer.host import find_host
 from resformer.hosts import families
@@ -31,7 +35,7 @@ def from_pretrained(path: Any, auto: type, **kwargs: Any) -> PreTrainedModel:
     """
     config = kwargs.pop("config", None)
     if config is None:
-        config, kwargs = _read(path, kwargs)
+        config, kwargs = _read(path, kwargs, auto)
     settings = getattr(config, "resformer", None)
     if settings is None:
         raise ValueError(
@@ -86,25 +90,56 @@ def read_config(path: Any) -> PretrainedConfig:
     return _read(path, {})[0]
 
 
-def _read(path: Any, kwargs: dict[str, Any]) -> tuple[PretrainedConfig, dict[str, Any]]:
+def outline(path: str) -> PreTrainedModel:
+    """The model of a checkpoint without its weights, on the device 'meta', patched if the checkpoint is: of the class
+    that its configuration names, or the base model.
+
+    Raises a ValueError where there is no checkpoint, or none of a model that transformers knows.
+    """
+    if Path(path).exists() and not (Path(path) / "config.json").is_file():
+        raise ValueError(f"{path!r} holds no config.json; give the folder of a transformers checkpoint")
+    try:
+        config = read_config(path)
+    except (OSError, ValueError) as error:
+        if Path(path).exists():
+            raise
+        hint = "Nor is there a folder of this name, or a checkpoint on the hub, as far as it can be reached "
+        raise unknown("family", path, families(), hint=f"{hint}({str(error).splitlines()[0]})") from None
+    settings = getattr(config, "resformer", None)
+    named = (getattr(transformers, name, None) for name in config.architectures or ())
+    cls = next((found for found in named if isinstance(found, type) and issubclass(found, PreTrainedModel)), None)
+    with torch.device("meta"):
+        model: Any = _concrete(AutoModel, config)(config) if cls is None else cls(config)
+        if settings is not None:
+            _check_settings(settings)
+            _prepare(model, config, settings)
+    return model
+
+
+def _read(path: Any, kwargs: dict[str, Any], auto: Any = None) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The host's configuration with what of `kwargs` it takes, and the rest."""
     raw, _ = PretrainedConfig.get_config_dict(path, **_hub_arguments(kwargs))
     if "resformer" in raw:
-        return _host_config(raw, return_unused_kwargs=True, **kwargs)
+        return _host_config(raw, getattr(auto, "config_class", None), return_unused_kwargs=True, **kwargs)
     return AutoConfig.from_pretrained(path, return_unused_kwargs=True, **kwargs)
 
 
-def _host_config(raw: dict[str, Any], **kwargs: Any) -> Any:
+def _host_config(raw: dict[str, Any], own: Any = None, **kwargs: Any) -> Any:
+    """`own`: the configuration class of the model class that was given, which need not be registered."""
     settings = raw.get("resformer")
     if not isinstance(settings, dict) or "host" not in settings:
         raise ValueError(f"the configuration of a patched checkpoint names its host in 'resformer', got {settings!r}")
-    if not isinstance(settings["host"], str) or settings["host"] not in CONFIG_MAPPING:
+    kind = settings["host"]
+    if not isinstance(kind, str) or (kind not in CONFIG_MAPPING and getattr(own, "model_type", None) != kind):
         raise ValueError(
-            f"this checkpoint was patched on a host of type {settings['host']!r}, which this transformers does not "
-            "know; install the version it was saved with"
+            f"this checkpoint was patched on a host of type {kind!r}, which this transformers does not "
+            "know; install the version it was saved with, or, if the model is your own, register its classes first: "
+            f"AutoConfig.register({kind!r}, ...) and AutoModel.register(...)"
         )
+    known: Any = CONFIG_MAPPING
+    cls = known[kind] if kind in known else own  # noqa: SIM401  (its `get` reads other entries)
     raw = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map")}
-    return CONFIG_MAPPING[settings["host"]].from_dict(raw, **kwargs)
+    return cls.from_dict(raw, **kwargs)
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
@@ -155,12 +190,17 @@ def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
+def _prepare(model: Any, config: Any, settings: dict[str, Any]) -> None:
+    """Give a model that was just built the parts that its checkpoint has."""
+    if (cardinality := getattr(config, "ffn_cardinality", None)) is not None:
+        group_feed_forward(model, cardinality)
+    restore(model, settings)
+
+
 def _load(cls: type, path: Any, config: Any, settings: dict[str, Any], kwargs: dict[str, Any]) -> Any:
     def build(self: Any, config: Any, *args: Any, **options: Any) -> None:
         cls.__init__(self, config, *args, **options)  # type: ignore[misc]
-        if (cardinality := getattr(config, "ffn_cardinality", None)) is not None:
-            group_feed_forward(self, cardinality)
-        restore(self, settings)
+        _prepare(self, config, settings)
 
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     loader: Any = type(cls.__name__, (cls,), {"__init__": build, "_resformer_loading": True} | names)

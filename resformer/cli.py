@@ -53,11 +53,17 @@ def schemes(
 
 
 @app.command()
-def hosts() -> None:
+def hosts(
+    name: Annotated[
+        str | None, typer.Argument(help="Show all about one family, or about the model of a folder or hub id.")
+    ] = None,
+) -> None:
     """List the families of models that can be patched."""
-    from resformer.listing import hosts_table
+    from resformer.listing import host_card, hosts_table
 
-    _show(hosts_table())
+    if name:
+        _quiet()
+    _show(host_card(name) if name else hosts_table())
 
 
 @app.command()

@@ -6,16 +6,20 @@ import re
 from dataclasses import dataclass
 from html import escape
 from textwrap import fill
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape as markup
 from rich.table import Table
-from transformers import PreTrainedModel
+from torch import nn
 
 from resformer.grouped import bottleneck
-from resformer.host import HostStack, find_host
+from resformer.host import Host, HostStack, find_host, heads_of, width_of
+from resformer.hosts.family import class_name
 from resformer.layer import Residual, find
 from resformer.patching import is_patched
+from resformer.plan import width_at
+from resformer.support import refusals
 from resformer.swap import swapped
 
 SUBSCRIPT = {"pre": "on the branch's input", "out": "on the branch's output", "post": "after the add"}
@@ -47,16 +51,19 @@ class Description:
         return f"<table><caption align=top>{escape(self.title)}</caption>{rows}</table>"
 
 
-def describe(model: PreTrainedModel) -> Description:
+def describe(model: nn.Module) -> Description:
     """The equation in force on this host, its sites, norms, extra parameters and the measured preservation error.
 
-    Raises a ValueError for a model without a family; an unpatched model is described as the host it is.
+    An unpatched model is described as the host it is: what would be patched, which schemes keep what it computes (with
+    init="preserve"), which change it (with init="paper" only), and which cannot stand in it.
+
+    Raises a ValueError for a model without a family.
     """
     host = find_host(model)
     depth = " + ".join(str(len(stack.layers)) for stack in host.stacks)
     title = f"{type(model).__name__}, family {host.family.name} ({host.family.kind}-LN), {depth} layers"
     if not is_patched(model):
-        return Description(title, (("scheme", "none: the host's own residual connections"),))
+        return Description(title, tuple(_unpatched(host)))
 
     patched = [(stack, found) for stack in host.stacks if (found := stack.residuals())]
     own = next(iter(patched[0][1].values()))
@@ -74,9 +81,10 @@ def describe(model: PreTrainedModel) -> Description:
     for stack, found in patched:
         rows += _of_stack(stack, found, f"{stack.spec.name} " if len(host.stacks) > 1 else "")
     rows.append(("parameters added", f"{added:,} of {total:,} ({added / total:.2%})"))
-    if (cardinality := getattr(getattr(model, "config", None), "ffn_cardinality", None)) is not None:
-        size, more = bottleneck(model.config.hidden_size, model.config.intermediate_size, cardinality)
-        than = f"{more:+,} parameters a layer against the plain one of {model.config.intermediate_size}"
+    config: Any = getattr(model, "config", None)
+    if (cardinality := getattr(config, "ffn_cardinality", None)) is not None:
+        size, more = bottleneck(config.hidden_size, config.intermediate_size, cardinality)
+        than = f"{more:+,} parameters a layer against the plain one of {config.intermediate_size}"
         rows.append(("feed-forward", f"sum of {cardinality} bottlenecks of width {size}, {than}"))
     if frozen:
         rows.append(("not used", f"{frozen} parameters of the host's norms: kept, not trained"))
@@ -85,6 +93,48 @@ def describe(model: PreTrainedModel) -> Description:
         rows.append(("evaluations", f"of each layer, first to last, in the last forward: {', '.join(counts)}"))
     rows.append(("preservation", _preservation(own.difference, settings["init"])))
     return Description(title, tuple(rows))
+
+
+def _unpatched(host: Host) -> list[tuple[str, str]]:
+    """What there is to patch, and with which schemes."""
+    rows = [("scheme", "none: the host's own residual connections")]
+    if host.family.note:
+        rows.append(("note", host.family.note))
+    for stack in host.stacks:
+        rows += _of_host_stack(stack, f"{stack.spec.name} " if len(host.stacks) > 1 else "")
+    keeping, serving = refusals(host), refusals(host, "paper")
+    kept = [name for name, reason in keeping.items() if reason is None]
+    only = [name for name, reason in serving.items() if reason is None and name not in kept]
+    refused = [name for name, reason in serving.items() if reason is not None and name not in kept]
+    for what, names in (("kept by", kept), ("changed by", only), ("refused by", refused)):
+        rows.append((what, f"{len(names)} of {len(keeping)} schemes: {', '.join(names)}" if names else "no scheme"))
+    return rows
+
+
+def _of_host_stack(stack: HostStack, prefix: str) -> list[tuple[str, str]]:
+    numbers, spec = stack.fitting, stack.spec
+    layer = stack.layers[numbers[0]]
+    sites = stack.sites(layer)
+    count = f"{len(numbers)} of {spec.layer_name.rpartition('.')[2]}"
+    others = {class_name(type(one)).rpartition(".")[2] for n, one in enumerate(stack.layers) if n not in numbers}
+    if others:
+        count += f" (numbers {', '.join(map(str, numbers))}; the others, {', '.join(sorted(others))}, stay as they are)"
+    if stack.shared:
+        count += ", which share their weights"
+    heads = heads_of(stack, layer)
+    rows = [
+        (f"{prefix}layers", f"{count}, sites: {', '.join(site.name for site in sites)}"),
+        (f"{prefix}width", f"{width_of(stack, layer)}, {heads or 'unknown number of'} heads"),
+    ]
+    for site in sites:
+        rows.append((f"{prefix}norms of {site.name}", _norms(dict(site.norms))))
+        if site.points:
+            widths = ", ".join(
+                f"{point} {width_at(layer, point, projection)}" for point, projection in site.points.items()
+            )
+            rows.append((f"{prefix}points of {site.name}", widths))
+    rows.append((f"{prefix}final norm", spec.final_norm or "none"))
+    return rows
 
 
 def _of_stack(stack: HostStack, found: dict[int, Residual], prefix: str) -> list[tuple[str, str]]:
@@ -99,7 +149,7 @@ def _of_stack(stack: HostStack, found: dict[int, Residual], prefix: str) -> list
     return rows
 
 
-def equation(model: PreTrainedModel) -> str:
+def equation(model: nn.Module) -> str:
     """The update that a patched model computes at each site, with the norms of this host in it, N for a norm."""
     own = next(module for module in model.modules() if isinstance(module, Residual))
     scheme = own.schemes[-1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from resformer.host import HostStack
+from resformer.host import HostStack, heads_of
 from resformer.hosts.family import Family, Projection, Site
 from resformer.layer import Edit, find
 from resformer.schemes import Scheme
@@ -57,7 +57,7 @@ def edits_of(stack: HostStack, layer: nn.Module, site: Site, role: str, gain: fl
         return [Edit(role, f"{path}.weight", gain) for path in tables]
     if role in site.points:
         every = site.points[role].every
-        return [Edit(role, f"{part.path}.weight", gain, part, groups_of(stack, part)) for part in every]
+        return [Edit(role, f"{part.path}.weight", gain, part, groups_of(stack, layer, part)) for part in every]
     return []
 
 
@@ -66,9 +66,16 @@ def eps_name(norm: nn.Module) -> str:
     return next(name for name in EPS if hasattr(norm, name))
 
 
-def groups_of(stack: HostStack, part: Projection) -> int:
+def groups_of(stack: HostStack, layer: nn.Module, part: Projection) -> int:
     """Into how many groups a fused projection falls, each of which has its slices side by side."""
-    return getattr(stack.config, stack.spec.heads) if part.by_head else 1
+    if not part.by_head:
+        return 1
+    if (heads := heads_of(stack, layer)) is None:
+        raise ValueError(
+            f"{part.path!r} is fused head by head, and {stack.spec.heads!r}, the number of heads, was found neither in "
+            f"the configuration nor in {type(layer).__name__}; name it in `Stack.heads`"
+        )
+    return heads
 
 
 def slices_of(root: nn.Module, edit: Edit) -> list[Tensor]:

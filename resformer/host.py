@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from resformer.errors import unknown
-from resformer.hosts.family import Family, Site, Stack, families
+from resformer.hosts.family import Family, Site, Stack, class_name, families
 from resformer.layer import Residual, find, settings_of
 from resformer.swap import host_class
 
@@ -47,8 +47,13 @@ class HostStack:
         return found
 
     def fits(self, layer: nn.Module) -> bool:
-        """Whether this is the very class that the family is about; a subclass may change the forward."""
-        return class_name(host_class(layer)) == self.spec.layer
+        """Whether this is the very class that the family is about."""
+        return self.spec.is_of(host_class(layer))
+
+    @property
+    def fitting(self) -> list[int]:
+        """The numbers of the layers that fit; in a hybrid there are others between them."""
+        return [number for number, layer in enumerate(self.layers) if self.fits(layer)]
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,6 @@ class Host:
         return [layer for stack in self.stacks for layer in stack.layers]
 
 
-def class_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
 def find_host(model: nn.Module) -> Host:
     """The model with its family, or a ValueError that says why there is none."""
     _check_whole(model)
@@ -85,7 +86,7 @@ def find_host(model: nn.Module) -> Host:
             continue
         for stack in stacks:
             _check_paths(family, stack)
-            _check_forwards(base, stack)
+            _check_forwards(model, base, stack)
         if family.probe is None and not isinstance(model, PreTrainedModel):
             raise ValueError(
                 f"family {family.name!r} needs a `probe`, a function from the model to a tensor that it computes: "
@@ -106,10 +107,10 @@ def _check_whole(model: Any) -> None:
     """A `ValueError` for what is no model, or one that is wrapped or quantized."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"resformer patches a model, a torch.nn.Module, got {type(model).__name__}")
-    inside = {"DistributedDataParallel": "model.module", "DataParallel": "model.module", "OptimizedModule": "it"}
-    inside |= {"FullyShardedDataParallel": "model.module"}
+    wrappers = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule")
     wrapper = type(model).__name__
-    if wrapper in inside or hasattr(model, "get_base_model") or hasattr(model, "_orig_mod"):
+    tuner = hasattr(model, "peft_config") and not isinstance(model, PreTrainedModel)
+    if wrapper in wrappers or tuner or hasattr(model, "get_base_model") or hasattr(model, "_orig_mod"):
         patched = settings_of(model) is not None
         raise ValueError(
             f"this {wrapper} holds a {'patched ' if patched else ''}model; "
@@ -120,12 +121,33 @@ def _check_whole(model: Any) -> None:
                 else "patch the model itself before wrapping it (DDP, FSDP, torch.compile, PEFT)"
             )
         )
-    if any(type(module).__name__.startswith("FSDP") for module in model.modules()) and settings_of(model) is None:
+    if sharded(model) and settings_of(model) is None:
         raise ValueError(f"this {wrapper} is sharded (FSDP); patch the model before fully_shard or accelerator.prepare")
-    if getattr(model, "is_quantized", False) or any(
-        type(m).__module__.startswith(("torch.ao.", "bitsandbytes", "torchao.")) for m in model.modules()
-    ):
-        raise ValueError("resformer cannot patch a quantized model; patch the full-precision model instead")
+    if found := _quantized(model):
+        raise ValueError(
+            f"resformer cannot patch a quantized model ({found}); patch the full-precision model, then quantize it"
+        )
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether any part is under FSDP: `fully_shard` gives modules a class FSDP<name of theirs>."""
+    return any(type(module).__name__.startswith(("FSDP", "FullySharded")) for module in model.modules())
+
+
+def _quantized(model: nn.Module) -> str:
+    """What shows that a model is quantized, else ""."""
+    for name in ("is_quantized", "config.quantization_config"):
+        if _has(model, name) and find(model, name):
+            return name
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.", "torchao.", "bitsandbytes", "optimum.quanto")):
+            return f"{path!r} is a {class_name(type(module))}"
+    for path, parameter in model.named_parameters():
+        if parameter.ndim > 1 and (not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2):
+            return f"{path!r} is of {parameter.dtype}"
+        if type(parameter).__module__.startswith(("torchao.", "bitsandbytes")):
+            return f"{path!r} is a {class_name(type(parameter))}"
+    return ""
 
 
 def _find_stack(model: nn.Module, base: nn.Module, spec: Stack) -> HostStack | None:
@@ -136,7 +158,7 @@ def _find_stack(model: nn.Module, base: nn.Module, spec: Stack) -> HostStack | N
     except AttributeError:
         return None
     layers: Any = lists[0] if len(lists) == 1 else [layer for part in lists for layer in part]
-    if not any(class_name(host_class(layer)) == spec.layer for layer in layers):
+    if not any(spec.is_of(host_class(layer)) for layer in layers):
         return None
     config = getattr(root, "config", getattr(model, "config", None))
     if spec.order:
@@ -199,13 +221,13 @@ def _check_paths(family: Family, stack: HostStack) -> None:
             )
 
 
-def _check_forwards(base: nn.Module, stack: HostStack) -> None:
+def _check_forwards(model: nn.Module, base: nn.Module, stack: HostStack) -> None:
     """A forward set on the object hides that of its class, and patching would change nothing."""
-    ours = {id(module) for module in (base, stack.root, *stack.layers)}
-    for name, module in base.named_modules():
+    ours = {id(module) for module in (model, base, stack.root, *stack.layers)}
+    for name, module in model.named_modules():
         if "forward" in vars(module) and id(module) in ours:
             raise ValueError(
-                f"{name or type(base).__name__!r} has a forward of its own (dispatched by accelerate, or wrapped by "
+                f"{name or type(model).__name__!r} has a forward of its own (dispatched by accelerate, or wrapped by "
                 "hand); patch the model first, then dispatch or wrap it"
             )
 
@@ -213,9 +235,39 @@ def _check_forwards(base: nn.Module, stack: HostStack) -> None:
 def probe(host: Host) -> Tensor:
     """What the model computes from a small fixed batch, in evaluation mode, without touching any random state."""
     with _evaluating(host.model), torch.no_grad():
-        if host.family.probe is not None:
-            return host.family.probe(host.model).clone()
-        return _last_states(host).clone()
+        if host.family.probe is None:
+            return _last_states(host).clone()
+        found = host.family.probe(host.model)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"the probe of family {host.family.name!r} must return a tensor that the model computes, got a "
+            f"{type(found).__name__}"
+        )
+    return found.clone()
+
+
+def first_probe(host: Host) -> Tensor:
+    """`probe` of a model as it is given; a ValueError where it cannot serve to compare with."""
+    try:
+        found = probe(host)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"this {type(host.model).__name__} could not be run on a small batch of token ids, which patching is "
+            f"checked with ({type(error).__name__}: {error}); give family {host.family.name!r} a `probe` that can"
+            if host.family.probe is None
+            else f"the probe of family {host.family.name!r} failed on this {type(host.model).__name__} as it was given "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not found.isfinite().any():
+        raise ValueError(f"this {type(host.model).__name__} computes no finite number, so nothing can be checked")
+    if host.family.probe is not None and not torch.equal(probe(host).nan_to_num(), found.nan_to_num()):
+        raise ValueError(
+            f"the probe of family {host.family.name!r} gives something else each time; it must compute from a fixed "
+            "input, such as torch.arange(16).reshape(2, 8)"
+        )
+    return found
 
 
 def _last_states(host: Host) -> Tensor:
@@ -244,6 +296,15 @@ def width_of(stack: HostStack, layer: nn.Module) -> int:
             for parameter in find(layer, path).parameters():
                 return parameter.shape[0]
     raise ValueError(f"the configuration of this {type(stack.root).__name__} has no hidden_size, which resformer needs")
+
+
+def heads_of(stack: HostStack, layer: nn.Module) -> int | None:
+    """How many heads the attention of a layer has, or None where neither the configuration nor the layer tells."""
+    name = stack.spec.heads
+    found = getattr(stack.config, name, None)
+    if found is None and _has(layer, name):
+        found = find(layer, name)
+    return found if isinstance(found, int) else None
 
 
 @contextmanager
@@ -275,13 +336,19 @@ def configs_of(model: nn.Module) -> list[Any]:
 
 
 def check_identity(host: Host, expected: Tensor) -> None:
-    found = probe(host)
-    if not torch.equal(found.nan_to_num(), expected.nan_to_num()):
+    who = f"family {host.family.name!r} does not describe this {type(host.base).__name__}"
+    mend = (
+        "Its layers may have changed with the version of transformers; please report it, or register a family that fits"
+    )
+    try:
+        found = probe(host)
+    except Exception as error:
         raise ValueError(
-            f"family {host.family.name!r} does not describe this {type(host.base).__name__}: with the identity scheme "
-            f"it computes something else (relative difference {difference(found, expected):.1e}). Its layers may have "
-            "changed with the version of transformers; please report it, or register a family that fits"
-        )
+            f"{who}: called as it says, the sublayers fail ({type(error).__name__}: {error}). {mend}"
+        ) from error
+    if found.shape != expected.shape or not torch.equal(found.nan_to_num(), expected.nan_to_num()):
+        how = f"(relative difference {difference(found, expected):.1e})" if found.shape == expected.shape else ""
+        raise ValueError(f"{who}: with the identity scheme it computes something else {how}. {mend}")
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from resformer.attention import VALUES, Values
+from resformer.errors import unknown
 from resformer.hosts.family import Projection, Site, Stack, families
 from resformer.schemes.base import Branch, Scheme, Stream
 from resformer.swap import host_class, swap_kind
@@ -298,8 +299,9 @@ def show_states(module: nn.Module, args: tuple, output: Any) -> Any:
 
     if isinstance(output, tuple):
         return tuple(shown(value) for value in output)
-    for name, value in output.items():
-        output[name] = shown(value)
+    if isinstance(output, MutableMapping):
+        for name, value in output.items():
+            output[name] = shown(value)
     return output
 
 
@@ -312,7 +314,7 @@ def _depends(layer: nn.Module, call: dict[str, Any]) -> list[Tensor]:
 def refuse_attentions(name: str, base: Any, args: tuple, kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of a base model whose layers call their attention more than once."""
     asked = kwargs.get("output_attentions")
-    if base.config.output_attentions if asked is None else asked:
+    if getattr(getattr(base, "config", None), "output_attentions", False) if asked is None else asked:
         raise ValueError(
             f"scheme {name!r} calls each sublayer more than once, so a layer has no one attention to show; "
             "leave output_attentions out, and off in the config"
@@ -329,6 +331,8 @@ def _final_norm(layer: Any, own: Residual) -> Any:
 
 @swap_kind("layer")
 def _layer_body(cls: Any, family: str, stack_name: str) -> dict[str, Any]:
+    if family not in families():  # a copy that was pickled, in a fresh process
+        raise unknown("family", family, families(), hint="The model was patched with it: register it before loading.")
     stack = next(one for one in families()[family].stacks if one.name == stack_name)
     signature = inspect.signature(inspect.unwrap(cls.forward))
     named = tuple(p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD)[2:]

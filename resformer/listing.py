@@ -9,10 +9,13 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from resformer.checkpoint import outline
 from resformer.data.tasks import TASKS
+from resformer.description import Description, describe
 from resformer.errors import unknown
 from resformer.hosts import families
 from resformer.schemes import Scheme, schemes
+from resformer.support import refusal
 
 HOST_KINDS = {"post": "post-LN", "pre": "pre-LN"}
 
@@ -70,13 +73,75 @@ def schemes_markdown() -> str:
 
 
 def hosts_table() -> Table:
-    """Every family with its kind, sites and inside points."""
-    table = _table("family", "kind", "stack", "sites", "layer class")
+    """Every family with its kind, stacks, sites and inside points, and how many schemes keep it or serve it at all."""
+    table = _table("family", "kind", "stack", "sites", "points", "schemes")
     for name, family in families().items():
+        counts = ""
+        if family.config:
+            kept, changed, _ = _served(name)
+            counts = f"{len(kept)}, {len(kept) + len(changed)}"
         for stack in family.stacks:
-            sites = ", ".join(site.name for site in stack.sites)
-            table.add_row(name, HOST_KINDS[family.kind], stack.name, sites, stack.layer.rpartition(".")[2])
+            sites = " ".join(site.name for site in stack.sites)
+            points = dict.fromkeys(point for site in stack.sites for point in site.points)
+            row = name, HOST_KINDS[family.kind], stack.name, sites, " ".join(points), counts
+            table.add_row(*(row if stack is family.stacks[0] else ("", "", *row[2:5], "")))
+    table.caption = (
+        "schemes: how many keep what the model computes, and how many serve it at all; more: resformer hosts NAME, of "
+        "a family, a folder with a checkpoint, or a hub id"
+    )
+    table.caption_justify = "left"
     return table
+
+
+def host_card(name: str) -> Table | Description:
+    """All about a family, or about the model of a checkpoint, of which the configuration is enough."""
+    if name in families():
+        return family_card(name)
+    return describe(outline(name))
+
+
+def family_card(name: str) -> Table:
+    """All that the spec of one family says, and what each scheme can do with it."""
+    family = families()[name]
+    table = _table("", "")
+    table.add_row("family", f"{name}, {HOST_KINDS[family.kind]}")
+    if family.only:
+        table.add_row("only", ", ".join(f"config.{key} = {value!r}" for key, value in family.only.items()))
+    if family.note:
+        table.add_row("note", escape(family.note))
+    for stack in family.stacks:
+        table.add_row(stack.name, stack.layer_name)
+        table.add_row("", f"layers: {stack.layers}; final norm: {stack.final_norm or 'none'}")
+        for site in stack.sites:
+            branch = " + ".join(" → ".join(part.calls) for part in site.parts or (site,))
+            norms = "; ".join(f"{slot}: {path}" for slot, path in site.norms.items()) or "none"
+            table.add_row(f"  {site.name}", f"branch: {branch}" + (f" (with {site.when})" if site.when else ""))
+            table.add_row("", f"norms: {norms}; points: {' '.join(site.points) or 'none'}")
+    if not family.config:
+        table.add_row("schemes", "not known: the family names no `config`, from which a model could be made")
+        return table
+    kept, changed, refused = _served(name)
+    table.add_row("kept by", f"{len(kept)} schemes, with init='preserve': {', '.join(kept)}")
+    table.add_row("changed by", f"{len(changed)} schemes, with init='paper' only: {', '.join(changed) or 'none'}")
+    if not refused:
+        table.add_row("refused", "no scheme")
+    for reason, names in refused.items():
+        table.add_row("refused", escape(f"{', '.join(names)}: {reason}"))
+    return table
+
+
+def _served(family: str) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """The schemes that keep a family, those that only change it, and by reason those that it refuses."""
+    kept, changed = [], []
+    refused: dict[str, list[str]] = {}
+    for name in schemes():
+        if refusal(family, name) is None:
+            kept.append(name)
+        elif (reason := refusal(family, name, "paper")) is None:
+            changed.append(name)
+        else:
+            refused.setdefault(reason, []).append(name)
+    return kept, changed, refused
 
 
 def tasks_table() -> Table:

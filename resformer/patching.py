@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from resformer import adapters, saving, trainer  # noqa: F401  (they teach PEFT and transformers about patched models)
 from resformer.attention import route, unroute
 from resformer.edits import divide, edits_of, groups_of, multiply
-from resformer.host import Host, HostStack, check_identity, difference, find_host, probe
+from resformer.host import Host, HostStack, check_identity, difference, find_host, first_probe, probe, sharded
 from resformer.hosts.family import Projection, Site
 from resformer.layer import (
     Calls,
@@ -81,16 +81,22 @@ def patch(
         "layers": None if layers is None else _recorded(chosen, by_stack=isinstance(layers, dict)),
         "options": options,
     }
-    expected = probe(host)
+    expected = first_probe(host)
     try:
         trial = make_plan(host, "identity", "preserve", None, chosen, {})
         attach(host, trial)
-        with counted(trial) as visits:
+        with counted(trial) as visits, _called(plan) as points:
             check_identity(host, expected)
         _check_visits(host, visits)
+        if idle := [where for where, times in points.items() if not times]:
+            raise ValueError(
+                f"scheme {scheme!r} acts inside the sublayers of family {host.family.name!r}, and a forward pass does "
+                f"not call {idle[0]} as a module (in all {len(idle)}); leave it out of `points`, or take a scheme that "
+                "acts around the sublayers"
+            )
         detach(host)
         attach(host, plan)
-        change = difference(probe(host), expected)
+        change = difference(_probe_patched(host, scheme), expected)
         if init == "preserve" and change > FAR.get(expected.dtype, 0.2):
             raise ValueError(
                 f"scheme {scheme!r} should keep what this {type(model).__name__} computes, and the relative difference "
@@ -105,6 +111,17 @@ def patch(
     return model
 
 
+def _probe_patched(host: Host, scheme: str) -> Tensor:
+    try:
+        return probe(host)
+    except (AttributeError, TypeError) as error:  # of code that expects a tensor
+        raise ValueError(
+            f"with scheme {scheme!r} this {type(host.model).__name__} fails ({type(error).__name__}: {error}): if "
+            "something reads the states between two layers, a scheme that carries a stream of several tensors from "
+            "layer to layer cannot stand there; name it in the family (`Stack.between`), or take another scheme"
+        ) from error
+
+
 def unpatch(model: Model) -> Model:
     """Give the model its own residual connections back, in place; the scheme's parameters are dropped.
 
@@ -112,6 +129,8 @@ def unpatch(model: Model) -> Model:
     originals; weights that were trained since are divided by the gain.
     """
     host = find_host(model)
+    if sharded(model):
+        raise ValueError(f"this {type(model).__name__} is sharded (FSDP); unpatch the model before it is sharded")
     if not is_patched(model):
         raise ValueError(f"this {type(model).__name__} is not patched; resformer.patch(model, scheme) patches it")
     detach(host)
@@ -169,6 +188,31 @@ def counted(plan: Plan) -> Iterator[dict[str, int]]:
     finally:
         for scheme in schemes:
             del scheme.step
+
+
+@contextmanager
+def _called(plan: Plan) -> Iterator[dict[str, int]]:
+    """How often each projection that a scheme of the plan acts inside of is called meanwhile."""
+    calls: dict[str, int] = {}
+    hooks = []
+    for part in plan.stacks:
+        for number, own in part.residuals.items():
+            for site in part.stack.sites(part.stack.layers[number]):
+                for point in set(getattr(own, site.name).points) & set(site.points) if not site.when else ():
+                    path = site.points[point].path
+                    where = f"{path!r} of layer {number}"
+                    calls[where] = 0
+                    module: Any = find(part.stack.layers[number], path)
+                    hooks.append(module.register_forward_pre_hook(functools.partial(_call, calls, where)))
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _call(calls: dict[str, int], where: str, module: nn.Module, args: Any) -> None:
+    calls[where] += 1
 
 
 def _count(visits: dict[str, int], key: str, step: Any, *given: Any) -> Any:
@@ -329,7 +373,7 @@ def _hook(stack: HostStack, layer: nn.Module, site: str, point: str, projection:
     if point in ("o", "down"):
         module.register_forward_pre_hook(functools.partial(before_projection, layer, site, point, path))
     else:
-        slices = projection.part, projection.parts, groups_of(stack, projection)
+        slices = projection.part, projection.parts, groups_of(stack, layer, projection)
         module.register_forward_hook(functools.partial(after_projection, layer, site, point, path, *slices))
 
 

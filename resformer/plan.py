@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from resformer.edits import EPS, check_edits
 from resformer.errors import unknown
-from resformer.host import Host, HostStack, class_name, width_of
-from resformer.hosts.family import Projection, Site
+from resformer.host import Host, HostStack, heads_of, width_of
+from resformer.hosts.family import Projection, Site, class_name
 from resformer.layer import Residual, find
 from resformer.schemes import Place, Scheme, find_scheme, schemes
 from resformer.schemes.base import INITS, PLACEMENTS, SLOTS
@@ -79,7 +79,7 @@ def _range(stack: HostStack, layers: Layers) -> list[int]:
     numbers = list(layers) if isinstance(layers, range | list | tuple) else []
     if not numbers or any(type(n) is not int or not 0 <= n < depth for n in numbers) or numbers != sorted(set(numbers)):
         raise ValueError(f"layers must be a contiguous range within 0 to {depth - 1}, got {given!r}")
-    fitting = [n for n, layer in enumerate(stack.layers) if stack.fits(layer)]
+    fitting = stack.fitting
     between = [n for n in range(numbers[0], numbers[-1]) if n not in numbers]
     if any(n in fitting for n in between):
         raise ValueError(f"layers must be a contiguous range within 0 to {depth - 1}, got {given!r}")
@@ -134,7 +134,7 @@ def _plan_stack(
     }
     final_norm, makes_final_norm = _final_norm(cls, stack, numbers, "final" in kept)
     if cls.start is not Scheme.start or makes_final_norm or final_norm == "moved":
-        _check_all_layers_run(name, stack, numbers)
+        check_all_layers_run(name, stack, numbers)
 
     residuals = {}
     for number, pairs, ones in zip(numbers, places, made, strict=True):
@@ -216,7 +216,7 @@ def _final_norm(cls: type[Scheme], stack: HostStack, numbers: list[int], wanted:
     return ("moved" if cls.readout else "kept") if wanted else "unused", False
 
 
-def _check_all_layers_run(name: str, stack: HostStack, numbers: list[int]) -> None:
+def check_all_layers_run(name: str, stack: HostStack, numbers: list[int]) -> None:
     """A `ValueError` for schemes that carry a stream, where a layer may be left out or something stands between two."""
     for key in LAYERDROP:
         if key.startswith(("encoder", "decoder")) and not key.startswith(stack.spec.name):
@@ -247,7 +247,6 @@ def _places(stack: HostStack, chosen: Chosen, position: int) -> list[tuple[Place
     sites = stack.sites(layer)
     first, total = position * len(sites), len(numbers) * len(sites)
     others = sum(len(layers) for name, layers in chosen.items() if name != stack.spec.name)
-    heads = getattr(stack.config, stack.spec.heads, 1)
     places = [
         Place(
             name=site.name,
@@ -262,8 +261,8 @@ def _places(stack: HostStack, chosen: Chosen, position: int) -> list[tuple[Place
             last=i == len(sites) - 1,
             opens=first + i == 0,
             closes=first + i == total - 1,
-            widths={point: _width(layer, point, projection) for point, projection in site.points.items()},
-            heads=heads,
+            widths={point: width_at(layer, point, projection) for point, projection in site.points.items()},
+            heads=heads_of(stack, layer),
             sublayers=len(site.parts) or 1,
         )
         for i, site in enumerate(sites)
@@ -271,7 +270,7 @@ def _places(stack: HostStack, chosen: Chosen, position: int) -> list[tuple[Place
     return list(zip(places, sites, strict=True))
 
 
-def _width(layer: nn.Module, point: str, projection: Projection) -> int:
+def width_at(layer: nn.Module, point: str, projection: Projection) -> int:
     """The width where a scheme acts inside: the input of "o" and "down", else the output."""
     module = find(layer, projection.path)
     outputs, inputs = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
@@ -326,7 +325,13 @@ def _new_norm(host: Host, stack: HostStack, layer: nn.Module) -> nn.Module:
         affine = sample.elementwise_affine
         bias = affine and sample.bias is not None
         return nn.LayerNorm(sample.normalized_shape, eps=sample.eps, elementwise_affine=affine, bias=bias)
-    norm = host_class(sample)(width_of(stack, layer))
+    try:
+        norm = host_class(sample)(width_of(stack, layer))
+    except TypeError as error:
+        raise ValueError(
+            f"a new norm is needed, and a {host_class(sample).__name__} of family {host.family.name!r} cannot be made "
+            f"from the width alone ({error}); give its other arguments defaults, or take a scheme that makes no norms"
+        ) from None
     for name in EPS:
         if hasattr(sample, name):
             setattr(norm, name, getattr(sample, name))

@@ -42,8 +42,9 @@ resformer.install()
 '''
 
 
-def teach(cls: type) -> Callable[[Callable], None]:
-    """Let a function with the name of a method stand before it: it is given the method, then the call's arguments."""
+def teach(cls: Any) -> Callable[[Callable], None]:
+    """Let a function with the name of a method, or of a function of a module that takes a model first, stand before it:
+    it is given what it stands before, then the call's arguments."""
 
     def wrap(function: Callable) -> None:
         method = getattr(cls, function.__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import AutoModel
@@ -10,7 +11,8 @@ from transformers import AutoModel
 from resformer.errors import unknown
 from resformer.host import Host, find_host
 from resformer.hosts import families
-from resformer.plan import choose_layers, make_plan
+from resformer.plan import check_all_layers_run, choose_layers, make_plan
+from resformer.schemes import Scheme, schemes
 
 
 @cache
@@ -19,10 +21,34 @@ def refusal(family: str, scheme: str, init: str = "preserve") -> str | None:
 
     Raises a ValueError for an unknown family, or one whose models cannot be made because it names no configuration.
     """
-    host = _tiny(family)
+    return _refusal_of(_tiny(family), scheme, init, None)
+
+
+def refusals(host: Host, init: str = "preserve") -> dict[str, str | None]:
+    """`refusal` for every scheme and the model at hand, of which the first two layers are planned where its family
+    names no configuration."""
+    if not host.family.config:
+        few = {stack.spec.name: stack.fitting[:2] for stack in host.stacks}
+        return {name: _refusal_of(host, name, init, few) for name in schemes()}
+    return {name: refusal(host.family.name, name, init) or _broken(host, cls) for name, cls in schemes().items()}
+
+
+def _refusal_of(host: Host, scheme: str, init: str, layers: Any) -> str | None:
     try:
         with torch.random.fork_rng(devices=[]):  # some schemes draw their parameters
-            make_plan(host, scheme, init, None, choose_layers(host, None), {})
+            make_plan(host, scheme, init, None, choose_layers(host, layers), {})
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _broken(host: Host, cls: type[Scheme]) -> str | None:
+    """Why a scheme that carries a stream cannot in this model, for what its family does not know: skipped layers."""
+    if cls.start is Scheme.start:
+        return None
+    try:
+        for stack in host.stacks:
+            check_all_layers_run(cls.name, stack, stack.fitting)
     except ValueError as error:
         return str(error)
     return None

@@ -59,6 +59,12 @@ def _subclass(cls: type, kind: str, *given: str) -> type:
     return _CLASSES[cls, kind, *given]
 
 
+def forget(kind: str, *given: str) -> None:
+    """Make the subclasses of this kind anew, where what is `given` has another meaning now."""
+    for key in [key for key in _CLASSES if key[1 : 2 + len(given)] == (kind, *given)]:
+        del _CLASSES[key]
+
+
 def swapped(module: nn.Module, kind: str) -> bool:
     """Whether the module has the subclass of this kind."""
     return getattr(type(module), "_resformer_swap", ("",))[0] == kind

@@ -11,10 +11,10 @@ import resformer
 
 ROOT = Path(resformer.__file__).parent
 ORDER = [
-    {"errors", "files", "provenance"},
+    {"errors", "files", "provenance", "swap"},
     {"schemes"},
     {"stack", "hosts", "calibration", "schedule"},
-    {"swap", "attention"},
+    {"attention"},
     {"layer"},
     {"host"},
     {"grouped", "edits"},
@@ -22,10 +22,11 @@ ORDER = [
     {"adapters", "trainer"},
     {"plan"},
     {"patching"},
-    {"description", "folding", "growing"},
+    {"folding", "growing"},
     {"checkpoint", "encoders"},
     {"optim", "data", "testing"},
     {"train", "diagnostics", "support"},
+    {"description"},
     {"study", "listing"},
     {"cli"},
 ]

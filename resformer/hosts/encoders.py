@@ -296,12 +296,12 @@ def _deberta_real(given: dict[str, Any]) -> Tensor:
 
 def _deberta(version: str, points: dict[str, Projection], between: dict[str, int]) -> Stack:
     passed = ("attention_mask", "output_attentions", "query_states", "relative_pos", "rel_embeddings")
-    attention = _attention("attn", "attention", dict(zip(passed, passed, strict=True)))
+    attention = _attention("attention", dict(zip(passed, passed, strict=True)), extra=False)
     points |= {"o": Projection("attention.output.dense")}
     return replace(
         BERT,
         layer=f"transformers.models.{version}Layer",
-        sites=(replace(attention, extra=False, points=points), replace(BERT.sites[-1], chunks="")),
+        sites=(replace(attention, points=points), replace(BERT.sites[-1], chunks="")),
         returns=(("attn", 1),),
         real=_deberta_real,
         between=between,

@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from resformer.errors import unknown
+from resformer.swap import forget
+
 Names = Mapping[str, str]
+POINTS = ("q", "k", "v", "o", "up", "down", "gate")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def parallel(*parts: Site, norms: Names) -> Site:
 class Stack:
     """A row of layers of one class, and what stands before and after it. Paths start at `root`."""
 
-    layer: str  # the full name of the layer's class; exactly this class is patched
+    layer: str | type[nn.Module]  # the layer's class or its full name; exactly this class is patched
     layers: str  # path of the list of layers; "a.*.b" for the lists b of all members of a
     sites: tuple[Site, ...]
     name: str = "encoder"  # or "decoder"
@@ -71,7 +75,7 @@ class Stack:
     final_norm: str = ""
     embed_norm: str = ""
     embeddings: tuple[str, ...] = ()  # the tables whose sum opens the stack
-    heads: str = "num_attention_heads"  # of the configuration
+    heads: str = "num_attention_heads"  # the number of heads: of the configuration, or else a path from the layer
     by_layer: tuple[str, ...] = ()  # of the configuration, what may be a list with an entry for each layer
     # what the layer returns after its states, if it returns a tuple: (site, which element its first call returned)
     returns: tuple[tuple[str, int], ...] = ()
@@ -85,6 +89,19 @@ class Stack:
     def kind(self) -> str:
         """ "post" if a norm follows the add, else "pre" (a sandwich counts as pre)."""
         return "post" if any("post" in site.norms for site in self.sites) else "pre"
+
+    @property
+    def layer_name(self) -> str:
+        """The full name of the layer's class."""
+        return self.layer if isinstance(self.layer, str) else class_name(self.layer)
+
+    def is_of(self, cls: type) -> bool:
+        """Whether the layers are of exactly this class; a subclass may change the forward."""
+        return self.layer == (class_name(cls) if isinstance(self.layer, str) else cls)
+
+
+def class_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -119,23 +136,31 @@ class Family:
 _FAMILIES: dict[str, Family] = {}
 
 
-def register_family(family: Family) -> Family:
+def register_family(family: Family, *, replace: bool = False) -> Family:
     """Make a family known, so that `patch` finds models whose layers are of its class.
 
-    Raises a ValueError if its name is taken, if a family of the same layers (and the same `only`) is known, or if it
-    is not one family: no stack or no site, or norms after the add in one stack and not in the other.
+    Args:
+        family: the spec; what can be checked without a model is checked here, the rest when a model is patched.
+        replace: take the place of the family of that name, as when its spec was wrong. Unpatch its models first.
+
+    Raises a ValueError if its name is taken, if a family of the same layers (and the same `only`) is known, or if the
+    spec contradicts itself.
     """
-    if not family.stacks or not all(stack.sites for stack in family.stacks):
-        raise ValueError(f"family {family.name!r} needs at least one stack, and each stack a site")
-    if len({stack.kind for stack in family.stacks}) > 1:
-        raise ValueError(f"family {family.name!r} has norms after the add in one stack only; make it two families")
+    if not isinstance(family, Family):
+        raise ValueError(f"register_family takes a resformer.hosts.Family, got {type(family).__name__}")
+    _check_family(family)
     layers = {stack.layer for stack in family.stacks}
     for known in _FAMILIES.values():
+        if replace and family.name == known.name:
+            continue
         same = layers & {stack.layer for stack in known.stacks} and dict(family.only) == dict(known.only)
         if family.name == known.name or same:
+            names = ", ".join(sorted(stack.layer_name for stack in family.stacks))
             raise ValueError(
-                f"family {family.name!r} ({', '.join(sorted(layers))}) is registered already, as {known.name!r}"
+                f"family {family.name!r} ({names}) is registered already, as {known.name!r}"
+                + ("; to correct it: register_family(..., replace=True)" if family.name == known.name else "")
             )
+    forget("layer", family.name)
     _FAMILIES[family.name] = family
     return family
 
@@ -143,3 +168,77 @@ def register_family(family: Family) -> Family:
 def families() -> dict[str, Family]:
     """All registered families, by name."""
     return dict(_FAMILIES)
+
+
+def _check_family(family: Family) -> None:
+    """A `ValueError` for a spec that no model can fit."""
+    who = f"family {family.name!r}"
+    if not family.stacks or not all(stack.sites for stack in family.stacks):
+        raise ValueError(f"{who} needs at least one stack, and each stack a site")
+    if len({stack.kind for stack in family.stacks}) > 1:
+        raise ValueError(f"{who} has norms after the add in one stack only; make it two families")
+    _check_unlike(f"the stacks of {who}", [stack.name for stack in family.stacks])
+    for stack in family.stacks:
+        if stack.name not in ("encoder", "decoder"):
+            raise unknown("stack", stack.name, ("encoder", "decoder"), of=who)
+        is_class = isinstance(stack.layer, type) and issubclass(stack.layer, nn.Module)
+        if not is_class and not (isinstance(stack.layer, str) and "." in stack.layer):
+            raise ValueError(
+                f"the layer of {who} must be a class of modules, or its full name such as 'package.module.Block', got "
+                f"{stack.layer!r}"
+            )
+        if not stack.layers:
+            raise ValueError(f"{who} needs `layers`, the path of the list of layers from the model")
+        _check_unlike(f"the sites of {who}", [site.name for site in stack.sites])
+        parts = [part for site in stack.sites for part in site.parts or (site,)]
+        _check_unlike(f"the first calls of the sites of {who}", [part.calls[0] for part in parts if part.calls])
+        for site in stack.sites:
+            _check_site(who, site)
+        names = [part.name for part in parts]
+        for name, element in stack.returns:
+            if name not in names:
+                raise unknown("site", name, names, of=f"`returns` of {who}")
+            if type(element) is not int or element < 1:
+                raise ValueError(
+                    f"`returns` of {who} names an element of what site {name!r} returned after the states, from 1 on; "
+                    f"got {element!r}"
+                )
+
+
+def _check_unlike(what: str, names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{what} must differ from each other, and {', '.join(map(repr, twice))} is there twice")
+
+
+def _check_site(who: str, site: Site) -> None:
+    where = f"site {site.name!r} of {who}"
+    if not site.name.isidentifier() or site.name in ("block", "norm") or hasattr(nn.Module, site.name):
+        raise ValueError(f"{where}: a site is called 'attn', 'cross', 'ffn', 'both' or by a name that is not taken")
+    slots = ["pre", "out", "post", *(f"pre_{part.name}" for part in site.parts)]
+    for slot in site.norms:
+        if slot not in slots:
+            raise unknown("slot", slot, slots, of=f"`norms` of {where}")
+    _check_unlike(f"the norms of {where}", list(site.norms.values()))
+    _check_unlike(f"the parts of {where}", [part.name for part in site.parts])
+    for part in site.parts or (site,):
+        if isinstance(part.calls, str) or not part.calls:
+            raise ValueError(
+                f"{where}: `calls` must be a tuple of paths from the layer, such as ('attention',), got {part.calls!r}"
+            )
+        if part is not site and (part.norms or part.when or part.parts):
+            raise ValueError(f"{where}: norms and `when` are the site's, not those of its part {part.name!r}")
+        if part.ends:
+            inner = f"{part.calls[0]}."
+            ends = (part.ends, part.norms.get("post", ""))
+            if not all(path.startswith(inner) and "." not in path.removeprefix(inner) for path in ends):
+                raise ValueError(
+                    f"{where}: `ends` and the norm 'post' must be children of its first call {part.calls[0]!r}, which "
+                    f"goes on to add and norm by itself; got {part.ends!r} and {part.norms.get('post')!r}"
+                )
+    for point, projection in site.points.items():
+        if point not in POINTS:
+            raise unknown("point", point, POINTS, of=where)
+        if not 0 <= projection.part < projection.parts:
+            raise ValueError(
+                f"{where}: point {point!r} is part {projection.part} of {projection.parts}; parts are counted from 0"
+            )

@@ -48,7 +48,7 @@ class Place:
     opens: bool = True  # first site of the stack
     closes: bool = True  # last site of the stack
     widths: dict[str, int] = field(default_factory=dict)  # width at each inside point of this site
-    heads: int = 1
+    heads: int | None = 1  # None where the family cannot tell
     sublayers: int = 1  # whose sum this site adds; two where attention and the feed-forward stand side by side
     width_out: int | None = None  # D after this site, where the site changes it (`ResidualStack` only)
 

@@ -34,6 +34,15 @@ def refuse_both(scheme: Scheme, place: Place) -> None:
         )
 
 
+def heads_at(scheme: Scheme, place: Place) -> int:
+    if place.heads is None:
+        raise ValueError(
+            f"scheme {scheme.name!r} needs the number of attention heads, which this host does not tell; name it in "
+            "the `heads` of the family's stack: an attribute of the configuration, or a path from the layer"
+        )
+    return place.heads
+
+
 @register("sub_ln")
 class SubLN(Scheme):
     """Pre-LN with a second norm inside each branch, before its output projection (Magneto).
@@ -96,7 +105,7 @@ class NormFormer(Scheme):
         super().__init__(place, init=init)
         refuse_both(self, place)
         points = last_points(self, place)
-        self.gain = nn.Parameter(torch.ones(place.heads)) if "o" in points else None
+        self.gain = nn.Parameter(torch.ones(heads_at(self, place))) if "o" in points else None
         self.shortcut = nn.Parameter(torch.ones(place.width)) if "down" in points else None
         self.norm = nn.LayerNorm(place.widths["down"]) if "down" in points else nn.Identity()
 
@@ -170,7 +179,7 @@ class HybridNorm(Scheme):
                 "name all"
             )
         if self.attends:
-            self.gain = nn.Parameter(torch.ones(len(self.points), place.widths["q"] // place.heads))
+            self.gain = nn.Parameter(torch.ones(len(self.points), place.widths["q"] // heads_at(self, place)))
 
     def norms(self) -> set[str]:
         return {"post", "final"} if self.attends else {"final"}
