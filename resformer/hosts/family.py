@@ -60,7 +60,7 @@ def parallel(*parts: Site, norms: Names) -> Site:
     Of the norms, "pre" acts on the input of all parts but those that have one of their own, "pre_<name of the part>".
     """
     points = {name: projection for part in parts for name, projection in part.points.items()}
-    return Site("both", norms=norms, points=points, parts=parts)
+    return Site("both", norms=norms, points=points, parts=tuple(replace(part, norms={}) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,8 @@ def _check_family(family: Family) -> None:
     if len({stack.kind for stack in family.stacks}) > 1:
         raise ValueError(f"{who} has norms after the add in one stack only; make it two families")
     _check_unlike(f"the stacks of {who}", [stack.name for stack in family.stacks])
+    # also of the other stack: T5's encoder returns None where its decoder returns something of cross-attention
+    names = {part.name: None for stack in family.stacks for site in stack.sites for part in site.parts or (site,)}
     for stack in family.stacks:
         if stack.name not in ("encoder", "decoder"):
             raise unknown("stack", stack.name, ("encoder", "decoder"), of=who)
@@ -194,7 +196,6 @@ def _check_family(family: Family) -> None:
         _check_unlike(f"the first calls of the sites of {who}", [part.calls[0] for part in parts if part.calls])
         for site in stack.sites:
             _check_site(who, site)
-        names = [part.name for part in parts]
         for name, element in stack.returns:
             if name not in names:
                 raise unknown("site", name, names, of=f"`returns` of {who}")
