@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM
 
 import resformer
 from resformer import families
@@ -11,7 +11,6 @@ from resformer.testing.contract import check_unpatch
 from resformer.testing.hosts import auto_head, batch, gradients, perturb, randomize, stands, tiny_config, tiny_host
 from resformer.testing.mechanics import check_compile, residuals
 
-CLASSIFY = AutoModelForSequenceClassification
 TUPLES = [name for name, family in families().items() if len(family.stacks) == 1 and family.stacks[0].returns]
 CROSSED = [name for name in TUPLES if any(site.when for site in families()[name].stacks[0].sites)]
 CARRIED = ["denseformer", "hyper_connections"]  # a history, and several streams
