@@ -244,7 +244,9 @@ register_family(Family("roberta_prelayernorm", (ROBERTA_PRELAYERNORM,), config="
 register_family(Family("megatron_bert", (MEGATRON_BERT,), config="MegatronBertConfig"))
 register_family(Family("roformer", (ROFORMER,), config="RoFormerConfig"))
 register_family(Family("longformer", (LONGFORMER,), config="LongformerConfig"))
-register_family(Family("mpnet", (MPNET,), config="MPNetConfig", note="has no gradient checkpointing in transformers"))
+register_family(
+    Family("mpnet", (MPNET,), config="MPNetConfig", note="transformers has no gradient checkpointing for it")
+)
 register_family(Family("nomic_bert", (NOMIC_BERT,), config="NomicBertConfig"))
 
 # ---------------------------------------------------------------------- layers that are shared, or return more
