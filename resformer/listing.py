@@ -15,7 +15,7 @@ from resformer.description import Description, describe
 from resformer.errors import unknown
 from resformer.hosts import families
 from resformer.schemes import Scheme, schemes
-from resformer.support import refusal
+from resformer.support import can_be_made, refusal
 
 HOST_KINDS = {"post": "post-LN", "pre": "pre-LN"}
 
@@ -77,7 +77,7 @@ def hosts_table() -> Table:
     table = _table("family", "kind", "stack", "sites", "points", "schemes")
     for name, family in families().items():
         counts = ""
-        if family.config:
+        if can_be_made(name):
             kept, changed, _ = _served(name)
             counts = f"{len(kept)}, {len(kept) + len(changed)}"
         for stack in family.stacks:
@@ -117,8 +117,8 @@ def family_card(name: str) -> Table:
             norms = "; ".join(f"{slot}: {path}" for slot, path in site.norms.items()) or "none"
             table.add_row(f"  {site.name}", f"branch: {branch}" + (f" (with {site.when})" if site.when else ""))
             table.add_row("", f"norms: {norms}; points: {' '.join(site.points) or 'none'}")
-    if not family.config:
-        table.add_row("schemes", "not known: the family names no `config`, from which a model could be made")
+    if not can_be_made(name):
+        table.add_row("schemes", "not known: there is no `config` from which a tiny model can be made to try them on")
         return table
     kept, changed, refused = _served(name)
     table.add_row("kept by", f"{len(kept)} schemes, with init='preserve': {', '.join(kept)}")

@@ -25,12 +25,22 @@ def refusal(family: str, scheme: str, init: str = "preserve") -> str | None:
 
 
 def refusals(host: Host, init: str = "preserve") -> dict[str, str | None]:
-    """`refusal` for every scheme and the model at hand, of which the first two layers are planned where its family
-    names no configuration."""
-    if not host.family.config:
+    """`refusal` for every scheme and the model at hand, of which the first two layers are planned where no tiny model
+    stands for it."""
+    mixed = any(len(stack.fitting) < len(stack.layers) for stack in host.stacks)
+    if mixed or not can_be_made(host.family.name):
         few = {stack.spec.name: stack.fitting[:2] for stack in host.stacks}
         return {name: _refusal_of(host, name, init, few) for name in schemes()}
     return {name: refusal(host.family.name, name, init) or _broken(host, cls) for name, cls in schemes().items()}
+
+
+def can_be_made(family: str) -> bool:
+    """Whether a tiny model of a family can be made, to try schemes on."""
+    try:
+        _tiny(family)
+    except ValueError:
+        return False
+    return True
 
 
 def _refusal_of(host: Host, scheme: str, init: str, layers: Any) -> str | None:
@@ -62,5 +72,8 @@ def _tiny(family: str) -> Host:
         raise unknown("family", family, families())
     if not families()[family].config:
         raise ValueError(f"family {family!r} names no `config`, from which a model could be made to try schemes on")
-    with torch.device("meta"):
-        return find_host(AutoModel.from_config(tiny_config(family)))
+    try:
+        with torch.device("meta"):
+            return find_host(AutoModel.from_config(tiny_config(family)))
+    except Exception as error:  # of any kind: configurations check what they are given in their own ways
+        raise ValueError(f"no tiny model of family {family!r} could be made to try schemes on: {error}") from error

@@ -56,11 +56,63 @@ def test_lists(resformer):
     assert all(len(line) <= 80 for line in text.splitlines())
     code, text = resformer("hosts")
     assert all(name in text for name in families())
+    assert all(len(line) <= 80 for line in text.splitlines())
     code, text = resformer("data")
     assert "sentiment" in text
     assert "mrpc" in text
     code, text = resformer("schemes", "rezero")
     assert "x ← x + a F(x)" in text
+
+
+def test_all_about_a_family(resformer, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, layer in (("gpt2", "GPT2Block"), ("bert", "BertLayer")):
+        code, text = resformer("hosts", name)
+        assert code == 0
+        assert all(len(line) <= 80 for line in text.splitlines())
+        text = " ".join(text.split())
+        for part in (f".{layer}", "cross", "norms: p", "points: q k v o", "kept by", "init='paper' only"):
+            assert part in text
+    assert "x0_mix" in text.partition("kept by")[2].partition("changed by")[0]
+    assert "pre_ln" in text.partition("changed by")[2]
+    code, text = resformer("hosts", "gpt2")
+    assert "se_gate: scheme 'se_gate' serves encoder stacks" in " ".join(text.split())
+
+
+def test_all_about_the_model_of_a_checkpoint(resformer, checkpoint, tmp_path):
+    """Its configuration is enough."""
+    from transformers import AutoModel, MambaConfig
+
+    from resformer.patching import patch
+
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    code, text = resformer("hosts", tmp_path / "bare")
+    assert code == 0, text
+    text = " ".join(text.split())
+    for part in ("BertModel, family bert (post-LN), 2 layers", "2 of BertLayer", "width 16, 2 heads", "kept by 2"):
+        assert part in text
+
+    patch(AutoModel.from_pretrained(checkpoint), "deepnorm").save_pretrained(tmp_path / "patched")
+    code, text = resformer("hosts", tmp_path / "patched")
+    assert code == 0, text
+    assert "deepnorm(), init='preserve'" in text
+
+    MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4).save_pretrained(tmp_path / "mamba")
+    config = json.loads((checkpoint / "config.json").read_text())
+    quantized = config | {"quantization_config": {"quant_method": "gptq"}}
+    (tmp_path / "quantized").mkdir()
+    (tmp_path / "quantized/config.json").write_text(json.dumps(quantized))
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        (tmp_path / "quantized", "quantized model (config.quantization_config)"),
+        (tmp_path / "mamba", "unknown family of model 'MambaModel'"),
+        (tmp_path / "empty", "holds no config.json"),
+        ("brt", "unknown family 'brt'. Did you mean 'bert'"),
+    ):
+        code, text = resformer("hosts", name)
+        assert code == 2, text
+        assert message in text
 
 
 def test_several_values_after_one_option():

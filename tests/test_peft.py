@@ -111,6 +111,13 @@ def test_an_adapter_of_a_patched_model_needs_one(tmp_path):
         peft.PeftModel.from_pretrained(tiny_host("bert", CLASSIFY), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["rezero", "post_ln", "concat"])  # with other parameters, and with none
+def test_an_adapter_of_another_scheme_is_refused(tmp_path, name):
+    peft.get_peft_model(fresh("bert", "highway"), lora()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"patched in another way: for scheme '{name}', as here, its file lacks"):
+        peft.PeftModel.from_pretrained(fresh("bert", name), tmp_path)
+
+
 def test_trainer_resumes_and_finds_the_best_adapter(tmp_path):
     def adapted():
         with torch.random.fork_rng():

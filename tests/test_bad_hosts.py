@@ -1,0 +1,385 @@
+"""Hosts that cannot be patched, and specs that are wrong: each is one clear error, and the model stays as it was."""
+
+import socket
+import warnings
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from test_own_models import IDS, POINTS, Block, Net, net, own_family, registered, sites  # noqa: F401
+from test_patching import assert_same, snapshot
+from torch import distributed, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, JambaConfig
+
+import resformer
+from resformer import families
+from resformer.hosts import Family, Projection, Site, Stack, register_family
+from resformer.hosts import family as registry
+from resformer.testing.hosts import batch, perturb, randomize, tiny_host
+
+CLASSIFY = AutoModelForSequenceClassification
+
+
+@contextmanager
+def refused(model, message):
+    """One `ValueError`, after which the model is what it was."""
+    before = seen(model)
+    with pytest.raises(ValueError, match=message):
+        yield
+    assert_same(seen(model), before)
+
+
+def seen(model) -> dict:
+    if hasattr(model, "config"):
+        return snapshot(model)
+    model.config = JambaConfig()  # a plain module has none, and `snapshot` looks at it
+    try:
+        return snapshot(model)
+    finally:
+        del model.config
+
+
+# ------------------------------------------------------------------------------------------------ specs, by themselves
+
+
+def with_stack(**changes) -> Family:
+    family = own_family()
+    return replace(family, stacks=(replace(family.stacks[0], **changes),))
+
+
+def with_site(**changes) -> Family:
+    first, second = sites()
+    return with_stack(sites=(replace(first, **changes), second))
+
+
+ATTN, FFN = sites()
+WRONG = {
+    "no stack": (replace(own_family(), stacks=()), "at least one stack"),
+    "no site": (with_stack(sites=()), "at least one stack, and each stack a site"),
+    "stack name": (with_stack(name="encodr"), "unknown stack 'encodr'.*Did you mean 'encoder'"),
+    "two stacks of one name": (replace(own_family(), stacks=own_family().stacks * 2), "'encoder' is there twice"),
+    "layer": (with_stack(layer="Block"), "class of modules, or its full name.*got 'Block'"),
+    "an instance as layer": (with_stack(layer=Block(4, 1)), "class of modules, or its full name"),
+    "layers": (with_stack(layers=""), "path of the list of layers"),
+    "site twice": (with_stack(sites=(ATTN, ATTN)), "'attn' is there twice"),
+    "call twice": (with_stack(sites=(ATTN, replace(FFN, calls=("attn",)))), "first calls.*'attn' is there twice"),
+    "site name": (with_site(name="block"), "a name that is not taken"),
+    "slot": (with_site(norms={"before": "norm1"}), "unknown slot 'before' of `norms` of site 'attn' of family 'mine'"),
+    "norm twice": (with_site(norms={"pre": "norm1", "out": "norm1"}), "'norm1' is there twice"),
+    "calls": (with_site(calls="attn"), "must be a tuple of paths"),
+    "no calls": (with_site(calls=()), "must be a tuple of paths"),
+    "point": (with_site(points={"query": POINTS["q"]}), "unknown point 'query' of site 'attn'"),
+    "part": (with_site(points={"q": Projection("attn.qkv", 3, 3)}), "part 3 of 3"),
+    "ends elsewhere": (with_site(ends="mlp.0", norms={"post": "attn.n"}), "must be children of its first call 'attn'"),
+    "ends without a norm": (with_site(ends="attn.out", norms={}), "must be children of its first call"),
+    "returns": (with_stack(returns=(("atn", 1),)), "unknown site 'atn' of `returns`.*Did you mean 'attn'"),
+    "returns the states": (with_stack(returns=(("attn", 0),)), "after the states, from 1 on; got 0"),
+    "both kinds": (
+        Family("mine", (own_family().stacks[0], Stack(layer=Net, layers="x", name="decoder", sites=sites("post")))),
+        "norms after the add in one stack only",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", list(WRONG))
+def test_a_spec_that_no_model_can_fit_is_not_registered(what):
+    family, message = WRONG[what]
+    with pytest.raises(ValueError, match=message):
+        register_family(family)
+    assert "mine" not in families()
+
+
+def test_only_families_are_registered():
+    with pytest.raises(ValueError, match=r"takes a resformer\.hosts\.Family, got Stack"):
+        register_family(own_family().stacks[0])
+    with pytest.raises(ValueError, match=r"registered already, as 'bert'"):
+        register_family(replace(families()["bert"], name="mine"))
+
+
+# ------------------------------------------------------------------------------------------------ specs, on a model
+
+
+def failing(model):
+    raise RuntimeError("no such input")
+
+
+MISFITS = {
+    "path of a norm": (with_site(norms={"pre": "norm0"}), "'norm0' was not found in Block: no 'norm0'"),
+    "path of a call": (with_site(calls=("attn", "drop")), "'drop' was not found in Block: no 'drop'"),
+    "path of a point": (with_site(points={"q": Projection("attn.q")}), "'attn.q' was not found in Block"),
+    "final norm": (with_stack(final_norm="ln"), "'ln' was not found in Net: no 'ln'"),
+    "a site is missing": (with_stack(sites=(ATTN,)), "says nothing of 'norm2' in its layers; add a site"),
+    "the sites are in another order": (with_stack(sites=(FFN, ATTN)), "it computes something else"),
+    "a norm is in another slot": (with_site(norms={"out": "norm1"}), "it computes something else .relative difference"),
+    "an argument is not passed": (with_site(passes={}), "it computes something else"),
+    "a parameter that is not there": (with_site(passes={"msk": "mask"}), "the sublayers fail.*'msk'"),
+    "no probe": (replace(own_family(), probe=None), "needs a `probe`"),
+    "a probe that fails": (replace(own_family(), probe=failing), "probe of family 'mine' failed .* no such input"),
+    "a probe of nothing": (replace(own_family(), probe=lambda model: None), "must return a tensor .* got a NoneType"),
+    "a random probe": (replace(own_family(), probe=lambda m: m(IDS) + torch.rand(1)), "something else each time"),
+    "a probe of NaN": (replace(own_family(), probe=lambda m: m(IDS) / 0 * 0), "no finite number"),
+    "a probe beside the layers": (replace(own_family(), probe=lambda m: m.embed(IDS)), "comes 0 times by"),
+}
+
+
+@pytest.mark.parametrize("what", list(MISFITS))
+def test_a_spec_that_does_not_fit_says_where(what):
+    family, message = MISFITS[what]
+    register_family(family)
+    model = net()
+    with refused(model, message):
+        resformer.patch(model, "rezero")
+
+
+def test_a_point_that_is_not_called_cannot_be_acted_inside_of():
+    """As the `out_proj` of nn.MultiheadAttention, which reads its weight."""
+
+    class Bare(nn.MultiheadAttention):
+        def forward(self, x, mask=None):
+            return super().forward(x, x, x, need_weights=False)[0]
+
+    class Own(Block):
+        def __init__(self, width, heads):
+            super().__init__(width, heads)
+            self.attn = Bare(width, heads, batch_first=True)
+
+    attention = Site("attn", ("attn",), {"pre": "norm1"}, {"mask": "mask"}, points={"o": Projection("attn.out_proj")})
+    register_family(with_stack(layer=Own, sites=(attention, FFN), heads="attn.num_heads"))
+    model = net(Own)
+    with refused(model, "does not call 'attn.out_proj' of layer 0 as a module"):
+        resformer.patch(model, "normformer", init="paper")
+    resformer.patch(model, "highway")
+
+
+def test_what_stands_between_two_layers_is_told():
+    class Reading(Net):
+        def forward(self, ids):
+            x = self.embed(ids)
+            for block in self.blocks:
+                x = block(x).mul(0.5)
+            return self.head(self.norm(x))
+
+    register_family(own_family())
+    model = Reading()
+    with refused(model, r"'hyper_connections' this Reading fails \(AttributeError: .*between two layers"):
+        resformer.patch(model, "hyper_connections")
+    resformer.patch(model, "highway")
+
+
+def test_a_norm_that_cannot_be_made_anew():
+    class Odd(nn.Module):
+        def __init__(self, width, *, groups):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(width))
+
+        def forward(self, x):
+            return self.weight * x
+
+    class Own(Block):
+        def __init__(self, width, heads):
+            super().__init__(width, heads)
+            self.norm1, self.norm2 = Odd(width, groups=2), Odd(width, groups=2)
+
+    register_family(own_family(Own))
+    model = net(Own)
+    with refused(model, "a Odd of family 'mine' cannot be made from the width alone"):
+        resformer.patch(model, "sandwich", init="paper")
+    resformer.patch(model, "highway")
+
+
+def test_the_wrong_variant_says_what_is_wanted(monkeypatch):
+    only = replace(families()["bert"], name="other", only={"hidden_act": "relu"})
+    model = tiny_host("bert")
+    monkeypatch.delitem(registry._FAMILIES, "bert")
+    register_family(only)
+    with refused(model, r"family 'other' is for {'hidden_act': 'relu'}, and here it is {'hidden_act': 'gelu'}"):
+        resformer.patch(model, "rezero")
+
+
+# ------------------------------------------------------------------------------------------------ kinds of models
+
+
+def dynamic(model):
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+class FakeLinear(nn.Module):
+    pass
+
+
+def test_quantized_models_are_refused(monkeypatch):
+    with warnings.catch_warnings():  # torch.ao is to move
+        warnings.simplefilter("ignore")
+        model = dynamic(tiny_host("bert", dtype=torch.float32))
+    with pytest.raises(ValueError, match=r"quantized model .'encoder.layer.0.attention.self.query' is a torch.ao"):
+        resformer.patch(model, "rezero")
+    for module in ("bitsandbytes.nn.modules", "torchao.dtypes", "optimum.quanto.nn"):
+        monkeypatch.setattr(FakeLinear, "__module__", module)
+        model = tiny_host("bert")
+        model.encoder.layer[0].intermediate.dense.quantized = FakeLinear()
+        with refused(model, f"quantized model .* is a {module}.FakeLinear"):
+            resformer.patch(model, "rezero")
+    model = tiny_host("bert")
+    model.is_quantized = True
+    with refused(model, r"\(is_quantized\); patch the full-precision model"):
+        resformer.patch(model, "rezero")
+    model = tiny_host("bert")
+    model.config.quantization_config = {"quant_method": "gptq"}
+    with refused(model, r"\(config.quantization_config\)"):
+        resformer.patch(model, "rezero")
+    for dtype in (torch.uint8, torch.float8_e4m3fn):
+        model = tiny_host("bert")
+        dense = model.encoder.layer[1].output.dense
+        dense.weight = nn.Parameter(torch.zeros(16, 20, dtype=dtype), requires_grad=False)
+        with pytest.raises(ValueError, match=f"'encoder.layer.1.output.dense.weight' is of {dtype}"):
+            resformer.patch(model, "rezero")
+
+
+def test_layerdrop_is_refused_where_a_stream_is_carried():
+    for key in ("layerdrop", "encoder_layerdrop"):
+        model = tiny_host("bert")
+        setattr(model.config, key, 0.1)
+        with refused(model, f"config.{key} = 0.1 leaves layers out"):
+            resformer.patch(model, "denseformer")
+        refusing = str(resformer.describe(model)).partition("refused by")[2]
+        assert "denseformer" in refusing
+        assert "rezero" not in refusing
+        resformer.patch(model, "rezero")
+
+
+def test_models_that_are_wrapped_or_shared_out_are_patched_before():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    mesh = init_device_mesh("cpu", (1,))
+
+    def shard(model):
+        for layer in model.encoder.layer:
+            fully_shard(layer, mesh=mesh)
+        return model
+
+    wrappers = {
+        "DistributedDataParallel": nn.parallel.DistributedDataParallel,
+        "DataParallel": nn.DataParallel,
+        "FullyShardedDataParallel": lambda model: FullyShardedDataParallel(model, device_id=torch.device("cpu")),
+        "OptimizedModule": torch.compile,
+    }
+    try:
+        for name, wrap in wrappers.items():
+            with pytest.raises(ValueError, match=f"this {name} holds a model; patch the model itself before wrapping"):
+                resformer.patch(wrap(tiny_host("bert")), "rezero")
+        for model in (shard(tiny_host("bert")), fully_shard(tiny_host("bert"), mesh=mesh)):
+            with pytest.raises(ValueError, match=r"is sharded .FSDP.; patch the model before fully_shard"):
+                resformer.patch(model, "rezero")
+        patched = shard(resformer.patch(tiny_host("bert"), "rezero"))
+        with pytest.raises(ValueError, match=r"is sharded .FSDP.; unpatch the model before"):
+            resformer.unpatch(patched)
+        assert "rezero" in str(resformer.describe(patched))
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # what PEFT itself does
+def test_adapters_are_put_on_after_patching():
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(task_type="SEQ_CLS", target_modules="all-linear")
+    model = peft.get_peft_model(tiny_host("bert", CLASSIFY), lora)
+    for wrapper in (model, model.base_model):
+        with pytest.raises(ValueError, match=f"this {type(wrapper).__name__} holds a model; patch the model itself"):
+            resformer.patch(wrapper, "rezero")
+
+
+def test_a_forward_that_was_exchanged_is_noticed():
+    """As accelerate does for mixed precision and for parts on several devices."""
+    for pick in (lambda model: model, lambda model: model.bert, lambda model: model.bert.encoder.layer[1]):
+        model = tiny_host("bert", CLASSIFY)
+        module = pick(model)
+        module.forward = module.forward
+        with refused(model, "has a forward of its own"):
+            resformer.patch(model, "rezero")
+
+
+def test_compiled_in_place_is_compiled_anew():
+    model = tiny_host("bert", CLASSIFY, dtype=torch.float32)
+    model.compile(backend="eager")
+    before = model(**batch()).logits
+    resformer.patch(model, "plain", init="paper")
+    expected = resformer.patch(tiny_host("bert", CLASSIFY, dtype=torch.float32), "plain", init="paper")(
+        **batch()
+    ).logits
+    torch.testing.assert_close(model(**batch()).logits, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(expected, before, atol=1e-2)
+    torch._dynamo.reset()
+
+
+def test_a_subclass_with_another_forward_is_refused():
+    class Other(type(tiny_host("bert").encoder.layer[0])):
+        def forward(self, *args, **kwargs):
+            return 2 * super().forward(*args, **kwargs)
+
+    model = tiny_host("bert")
+    for layer in model.encoder.layer:
+        layer.__class__ = Other
+    with refused(model, "unknown family of model 'BertModel'.*Other.*exact class.*register_family"):
+        resformer.patch(model, "rezero")
+
+
+# ------------------------------------------------------------------------------------------------ hybrids
+
+JAMBA = Stack(
+    layer="transformers.models.jamba.modeling_jamba.JambaAttentionDecoderLayer",
+    layers="layers",
+    name="decoder",
+    final_norm="final_layernorm",
+    embeddings=("embed_tokens",),
+    sites=(
+        Site(
+            "attn",
+            calls=("self_attn",),
+            norms={"pre": "input_layernorm"},
+            passes={name: name for name in ("attention_mask", "position_ids", "past_key_values", "use_cache")},
+            extra=True,
+        ),
+        Site("ffn", calls=("feed_forward",), norms={"pre": "pre_ff_layernorm"}),
+    ),
+)
+
+
+def jamba():
+    """Four layers, of which the second and the fourth attend."""
+    config = JambaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=20, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=2, attn_layer_period=2, attn_layer_offset=1, num_experts=1, num_experts_per_tok=1,
+        use_mamba_kernels=False, mamba_d_state=4, mamba_dt_rank=4, pad_token_id=0,
+    )  # fmt: skip
+    model = AutoModel.from_config(config)
+    perturb(model, 0.5, 0)
+    return model.eval()
+
+
+def test_a_hybrid_is_patched_in_its_attention_layers_alone(tmp_path):
+    register_family(Family("jamba", (JAMBA,), config="JambaConfig"))
+    model, expected = jamba(), jamba()(**batch()).last_hidden_state
+    with refused(model, r"layers \[0, 2\] are of class JambaMambaDecoderLayer.*layers=\[1, 3\]"):
+        resformer.patch(model, "highway")
+    with refused(model, r"'hyper_connections' carries a stream.*other classes stand between \[1, 3\]"):
+        resformer.patch(model, "hyper_connections", layers=[1, 3])
+    text = " ".join(str(resformer.describe(model)).split())
+    assert "2 of JambaAttentionDecoderLayer (numbers 1, 3; the others, JambaMambaDecoderLayer, stay" in text
+
+    resformer.patch(model, "highway", layers=[1, 3])
+    torch.testing.assert_close(model(**batch()).last_hidden_state, expected, rtol=1e-4, atol=1e-5)
+    randomize(model)
+    changed = model(**batch()).last_hidden_state
+    assert (changed - expected).abs().max() > 1e-2
+    model.save_pretrained(tmp_path)
+    assert '"numbers"' in (tmp_path / "config.json").read_text()
+    loaded = resformer.from_pretrained(tmp_path, AutoModel).eval()
+    assert torch.equal(loaded(**batch()).last_hidden_state, changed)
+    resformer.unpatch(loaded)
+    resformer.patch(loaded, "hyper_connections", layers=[3])
