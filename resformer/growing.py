@@ -228,7 +228,8 @@ def _new_layers(host: Host, deeper: dict[str, Any]) -> list[nn.Module]:
         twin: Any = host_class(host.base)(config)
         if (cardinality := getattr(config, "ffn_cardinality", None)) is not None:
             group_feed_forward(twin, cardinality)
-    outside = {name for name, _ in twin.named_buffers() if not name.startswith(host.stacks[0].spec.layers)}
+    layers = ".".join(filter(None, (host.stacks[0].spec.root, host.stacks[0].spec.layers)))
+    outside = {name for name, _ in twin.named_buffers() if not name.startswith(layers)}
     if lacking := sorted(outside - {name for name, _ in host.base.named_buffers()}):
         raise ValueError(
             f"a {type(host.base).__name__} of this depth has parts outside its layers that this one was made without "
@@ -237,7 +238,7 @@ def _new_layers(host: Host, deeper: dict[str, Any]) -> list[nn.Module]:
     top: Any = host.layers[-1]
     weights = {name: value for name, value in top.state_dict().items() if ".resformer." not in f".{name}"}
     made = []
-    for layer in find(twin, host.stacks[0].spec.layers)[len(host.layers) :]:
+    for layer in find(twin, layers)[len(host.layers) :]:
         layer.to_empty(device=next(top.parameters()).device).to(next(top.parameters()).dtype)
         if layer.state_dict().keys() - weights.keys() or any(True for _ in layer.buffers()):
             layer.apply(host.model._init_weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from resformer.errors import unknown
 from resformer.hosts.family import Family, Site, Stack, families
-from resformer.layer import Calls, Residual, find, settings_of
+from resformer.layer import Residual, find, settings_of
 from resformer.swap import host_class
 
 
@@ -42,10 +42,8 @@ class HostStack:
         """What patching hung on the layers, by number; on a shared layer, by call."""
         found = {}
         for number, layer in enumerate(self.layers):
-            own = getattr(layer, "resformer", None)
-            own = getattr(own, str(number)) if isinstance(own, Calls) else own
-            if isinstance(own, Residual):
-                found[number] = own
+            if (own := getattr(layer, "resformer", None)) is not None:  # or a wrapper of PEFT, which passes names on
+                found[number] = getattr(own, str(number)) if own.by_call else own
         return found
 
     def fits(self, layer: nn.Module) -> bool:
@@ -143,6 +141,8 @@ def _find_stack(model: nn.Module, base: nn.Module, spec: Stack) -> HostStack | N
     config = getattr(root, "config", getattr(model, "config", None))
     if spec.order:
         layers = [layers[number] for number in spec.order(config)]
+    if spec.final_norm and find(root, spec.final_norm) is None:  # left out by the configuration (OPT)
+        spec = replace(spec, final_norm="")
     return HostStack(spec, root, layers, config)
 
 

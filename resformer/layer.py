@@ -29,6 +29,8 @@ class Residual(nn.Module):
     A plain module, so that its parameters are keyed `<layer>.resformer.<site>.<parameter>` and PEFT can save it.
     """
 
+    by_call = False
+
     def __init__(self, schemes: dict[str, Scheme], norms: dict[str, nn.Module], acts: dict[str, dict[str, str]]):
         super().__init__()
         for name, module in (schemes | norms).items():
@@ -60,6 +62,8 @@ class Residual(nn.Module):
 
 class Calls(nn.Module):
     """What patching hangs on a layer that is called more than once: a `Residual` for each call, by its number."""
+
+    by_call = True
 
     def __init__(self, residuals: dict[int, Residual]):
         super().__init__()
@@ -229,7 +233,7 @@ def run_layer(layer: Any, stack: Stack, named: tuple[str, ...], h: Any, args: tu
     Of a layer that is called more than once the number of the call follows h.
     """
     own, number = layer.resformer, None
-    if isinstance(own, Calls):
+    if own.by_call:
         number = h[1] if isinstance(h, tuple) else 0
         own = getattr(own, str(number))
         h = h if not isinstance(h, tuple) else h[0] if len(h) == 2 else (h[0], *h[2:])

@@ -145,6 +145,8 @@ def _plan_stack(
             by_name["block"] = cls(replace(pairs[0][0], name="block", last=True), init=init, **options)
         if check and init == "preserve":
             _check_preserves(host, next(reversed(by_name.values())), placement)
+            for one, (_, site) in zip(ones, pairs, strict=True):
+                _check_keeps_norms(host, one, site, _wanted(one, placement, stack, site))
         for one in by_name.values():
             check_edits(host.family, stack, stack.sites(layer), one)
         _check_points(host, stack, cls, [site for _, site in pairs])
@@ -346,6 +348,18 @@ def _check_preserves(host: Host, scheme: Scheme, placement: str) -> None:
         raise ValueError(
             f"init='preserve' keeps what the model computes, and placement={placement!r} moves the norms of this "
             f"{kind} host; leave placement out, or pass init='paper'"
+        )
+
+
+def _check_keeps_norms(host: Host, scheme: Scheme, site: Site, wanted: set[str]) -> None:
+    """A `ValueError` for schemes that are to keep what the host computes, and fix its norms elsewhere."""
+    acting = wanted - {"embed", "final"}
+    if acting != set(site.norms):
+        raise ValueError(
+            f"scheme {scheme.name!r} cannot keep what the model computes on {host.family.name!r} hosts, whose norms "
+            f"act at {', '.join(sorted(site.norms))} of site {site.name!r}, for it has them at "
+            f"{', '.join(sorted(acting)) or 'none'}; pass init='paper' to patch it all the same, or take a scheme that "
+            "leaves the norms where they are"
         )
 
 

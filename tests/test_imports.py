@@ -25,7 +25,7 @@ ORDER = [
     {"description", "folding", "growing"},
     {"checkpoint", "encoders"},
     {"optim", "data", "testing"},
-    {"train", "diagnostics"},
+    {"train", "diagnostics", "support"},
     {"study", "listing"},
     {"cli"},
 ]

@@ -343,7 +343,8 @@ class ValueResidual(Scheme):
         if first.shape != v.shape:
             raise ValueError(
                 f"scheme 'value_residual' needs equal values in all layers, got {tuple(first.shape)} in the first and "
-                f"{tuple(v.shape)} here (batch, heads, tokens, channels); patch a range of equal layers"
+                f"{tuple(v.shape)} here (batch, heads, tokens, channels); patch a range of equal layers, or pass "
+                "use_cache=False where only some layers attend within a window and the cache forgets their older values"
             )
         return first
 

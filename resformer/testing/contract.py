@@ -24,7 +24,7 @@ from resformer.hosts import families
 from resformer.patching import patch, unpatch
 from resformer.schemes import Scheme, find_scheme, schemes
 from resformer.stack import ResidualStack
-from resformer.testing.hosts import batch, can_preserve, example, randomize, stands, tiny_host
+from resformer.testing.hosts import batch, can_preserve, exact, example, randomize, stands, tiny_host
 from resformer.testing.mechanics import (
     CLASSIFY,
     MECHANICS,
@@ -262,13 +262,14 @@ def check_preserves(family: str, name: str, options: dict[str, Any]) -> None:
     """The host's function at two scales of its embeddings: 1e-10 in float64, ten times its own rounding in float32."""
     given = batch(padded=True)
     for std in (0.02, 0.2):
-        exact = tiny_host(family, std=std)(**given).last_hidden_state
-        found = patch(tiny_host(family, std=std), name, **options)(**given).last_hidden_state
-        error = relative(found, exact)
+        with exact():
+            expected = tiny_host(family, std=std)(**given).last_hidden_state
+            found = patch(tiny_host(family, std=std), name, **options)(**given).last_hidden_state
+        error = relative(found, expected)
         assert error <= 1e-10, f"embeddings of std {std}: relative error {error:.1e} in float64"
         host = tiny_host(family, std=std, dtype=torch.float32)(**given).last_hidden_state
         single = patch(tiny_host(family, std=std, dtype=torch.float32), name, **options)(**given).last_hidden_state
-        error, rounding = relative(single, host), relative(host, exact)
+        error, rounding = relative(single, host), relative(host, expected)
         assert error <= 10 * rounding, f"embeddings of std {std}: {error / rounding:.1f} times the host's own rounding"
 
 

@@ -9,25 +9,31 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from torch.overrides import TorchFunctionMode
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
 import resformer
 from resformer.schemes import Place, Scheme
 
 WIDTH, HEADS, FFN, VOCAB, TOKENS = 16, 2, 20, 32, 7  # FFN is no multiple of WIDTH: a mix-up of the two cannot pass
 
-# Every family takes what it knows of these; the rest stays on its configuration unread.
+# Every family takes what it knows of these.
 SIZES = {
     "hidden_size": WIDTH,
     "num_attention_heads": HEADS,
     "intermediate_size": FFN,
     "hidden_dim": FFN,  # DistilBERT
     "n_inner": FFN,  # GPT-2
+    "ffn_dim": FFN,  # OPT
+    "num_key_value_heads": 1,  # Llama and its kin: half as many as heads
+    "head_dim": WIDTH // HEADS,  # their default is that of the large models
     "embedding_size": 12,  # ELECTRA, which then projects to the width
     "vocab_size": VOCAB,
     "max_position_embeddings": 24,
     "layer_norm_eps": 1e-5,  # BERT and its kin: large enough that a factor that forgets it is seen
-    "local_attention": 4,  # ModernBERT: a window smaller than the texts
+    "rms_norm_eps": 1e-5,
+    "local_attention": 6,  # ModernBERT: a window smaller than the texts
+    "sliding_window": 3,  # Mistral, Gemma; in ModernBERT half of its window
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -40,7 +46,9 @@ def tiny_config(family: str, *, layers: int = 2, dropout: float = 0.0, **changes
     """A small configuration of a family, from its configuration class alone."""
     spec = resformer.families()[family]
     make = getattr(transformers, spec.config)
-    config = make(**(SIZES | {"num_hidden_layers": layers} | dict(spec.only) | changes))
+    known = make()
+    sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}  # a cache reads any `sliding_window`
+    config = make(**(sizes | {"num_hidden_layers": layers} | dict(spec.only) | changes))
     for name in list(config.to_dict()):
         if "drop" in name:
             setattr(config, name, dropout)
@@ -121,9 +129,38 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+class exact(TorchFunctionMode):
+    """Within it, what hosts in double precision compute in single (RMS norms, angles, softmax) is in double as well."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {name: _doubled(value) if name == "dtype" else value for name, value in (kwargs or {}).items()}
+        if function is Tensor.float:
+            function = Tensor.double
+        elif function is Tensor.to:
+            args = tuple(_doubled(value) for value in args)
+        return function(*args, **given)
+
+
+def _doubled(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+def supports(family: str, attention: str) -> bool:
+    """Whether transformers computes a family's attention in this way."""
+    return attention == "eager" or getattr(MODEL_MAPPING[type(tiny_config(family))], f"_supports_{attention}")
+
+
 def stands(name: str, family: str) -> bool:
     """Whether a scheme says that it can stand in hosts of this family."""
     return all(stack.name in resformer.schemes()[name].stacks for stack in resformer.families()[family].stacks)
+
+
+def keeps(name: str, options: dict[str, Any], family: str) -> bool:
+    """Whether a scheme can start as the hosts of this family: it preserves their kind and fixes no norm elsewhere."""
+    scheme, spec = example(name, options), resformer.families()[family]
+    slots = [{slot.partition("_")[0] for slot in site.norms} for stack in spec.stacks for site in stack.sites]
+    norms = scheme.norms is None or all(scheme.norms() - {"embed", "final"} == here for here in slots)
+    return stands(name, family) and scheme.can_preserve(spec.kind) and norms
 
 
 def example(name: str, options: dict[str, Any]) -> Scheme:
