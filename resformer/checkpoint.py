@@ -57,10 +57,13 @@ def install() -> None:
     original = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 
     @functools.wraps(original)
-    def load(cls: type, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def load(cls: type, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        path = pretrained_model_name_or_path  # transformers' name for it, by which some callers give it
         known = config is not None and not hasattr(config, "resformer")
-        if path is None or known or getattr(cls, "_resformer_loading", False):
+        if known or getattr(cls, "_resformer_loading", False) or (path is None and config is None):
             return original(cls, path, *args, config=config, **kwargs)
+        if path is None:  # the weights are given as a state_dict
+            return from_pretrained(path, cls, config=config, **kwargs)
         raw, _ = PretrainedConfig.get_config_dict(path, **_hub_arguments(kwargs))
         if "resformer" in raw:
             return from_pretrained(path, cls, config=config, **kwargs)
@@ -118,10 +121,15 @@ def outline(path: str) -> PreTrainedModel:
 
 def _read(path: Any, kwargs: dict[str, Any], auto: Any = None) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The host's configuration with what of `kwargs` it takes, and the rest."""
+    # "auto" is a dtype to the model alone: it is that of the configuration, which must not be overwritten with it
+    dtypes = {name: kwargs[name] for name in ("dtype", "torch_dtype") if name in kwargs}
+    kwargs = {name: value for name, value in kwargs.items() if name not in dtypes}
     raw, _ = PretrainedConfig.get_config_dict(path, **_hub_arguments(kwargs))
     if "resformer" in raw:
-        return _host_config(raw, getattr(auto, "config_class", None), return_unused_kwargs=True, **kwargs)
-    return AutoConfig.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+        config, rest = _host_config(raw, getattr(auto, "config_class", None), return_unused_kwargs=True, **kwargs)
+    else:
+        config, rest = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+    return config, rest | dtypes
 
 
 def _host_config(raw: dict[str, Any], own: Any = None, **kwargs: Any) -> Any:
@@ -216,8 +224,9 @@ def _load(cls: type, path: Any, config: Any, settings: dict[str, Any], kwargs: d
     stray = [key for key in info["unexpected_keys"] if ".resformer." in key]
     other = [key for key, *_ in info["mismatched_keys"] if ".resformer." in key]
     if lost or stray or other:
+        weights = "state_dict" if path is None else str(path)
         raise ValueError(
-            f"the weights of {str(path)!r} do not fit scheme {settings['scheme']!r}: missing {lost[:3] or 'nothing'}, "
+            f"the weights of {weights!r} do not fit scheme {settings['scheme']!r}: missing {lost[:3] or 'nothing'}, "
             f"unexpected {stray[:3] or 'nothing'}, of another shape {other[:3] or 'nothing'}; the checkpoint is "
             "damaged, or its configuration was changed"
         )

@@ -365,6 +365,7 @@ def _layer_body(cls: Any, family: str, stack_name: str) -> dict[str, Any]:
     body: dict[str, Any] = {"forward": forward}
     if issubclass(cls, GradientCheckpointingLayer):
         body["__init_subclass__"] = classmethod(no_second_wrapper)
+        body["__call__"] = nn.Module.__call__  # where older versions of transformers checkpoint
     return body
 
 

@@ -141,6 +141,9 @@ def test_arguments_of_from_pretrained(tmp_path):
     assert eager.config._attn_implementation == "eager"
     given = batch() | {"output_attentions": True}
     assert len(eager(**given).attentions) == 3
+    for name in ("dtype", "torch_dtype"):
+        same = resformer.from_pretrained(tmp_path, CLASSIFY, **{name: "auto"})
+        assert same.dtype == same.config.dtype == model.dtype
 
 
 def test_shards(tmp_path):
@@ -280,7 +283,10 @@ assert AutoModel.from_pretrained(path, dtype=torch.bfloat16).dtype == torch.bflo
 for load in (concrete, AutoModelForSequenceClassification):
     more = load.from_pretrained(path, num_labels=5, ignore_mismatched_sizes=True)
     assert more.config.num_labels == 5 and more(**given).logits.shape == (2, 5)
-half = concrete.from_pretrained(path, dtype=torch.bfloat16, device_map="cpu")
+half = concrete.from_pretrained(pretrained_model_name_or_path=path, dtype=torch.bfloat16, device_map="cpu")
+by_hand = concrete.from_pretrained(None, config=half.config, state_dict=half.state_dict(), dtype="auto")
+assert by_hand.dtype == torch.bfloat16 and by_hand.state_dict().keys() == half.state_dict().keys()
+assert all(torch.equal(value, by_hand.state_dict()[key]) for key, value in half.state_dict().items())
 half.save_pretrained(root / "shards", max_shard_size="4KB")
 assert len(list((root / "shards").glob("*.safetensors"))) > 1
 again = AutoModelForSequenceClassification.from_pretrained(root / "shards")

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 import resformer
 from resformer import schemes
 from resformer.host import find_host
-from resformer.testing.hosts import batch, randomize, stands, tiny_host
+from resformer.testing.hosts import batch, checkpoint, randomize, stands, tiny_host
 
 CLASSIFY = AutoModelForSequenceClassification
 # One scheme of each kind: shared within a layer, moved norms, history, streams, inside, matrices with norms elsewhere.
@@ -40,7 +40,7 @@ def gradients(family: str, name: str, options: dict, wrapper: str, checkpointing
     """The gradients of half a batch in each of two processes, averaged, by name."""
     model = model_of(family, name, options)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint(model, {"use_reentrant": False})
     if wrapper == "ddp":
         run = DistributedDataParallel(model)  # without find_unused_parameters
     else:

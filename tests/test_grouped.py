@@ -16,6 +16,7 @@ import resformer
 from resformer import build_encoder, unpatch
 from resformer.encoders import equal_parameters
 from resformer.grouped import GroupedIntermediate, bottleneck
+from resformer.testing.hosts import checkpoint
 
 CLASSIFY = AutoModelForSequenceClassification
 IDS = torch.arange(8)[None]
@@ -182,7 +183,7 @@ def test_schemes_start_from_equal_weights():
 
 def test_it_trains_and_compiles():
     model = encoder(4, "highway", auto=CLASSIFY).train()
-    model.activation_checkpointing_enable()
+    checkpoint(model)
     model(IDS, labels=torch.tensor([1])).loss.backward()
     assert all(p.grad is not None and p.grad.any() for p in model.bert.encoder.layer[0].intermediate.parameters())
     torch._dynamo.reset()

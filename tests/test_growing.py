@@ -15,7 +15,7 @@ from resformer.host import find_host
 from resformer.layer import Residual
 from resformer.schedule import progress
 from resformer.schemes import Scheme, base
-from resformer.testing.hosts import auto_head, batch, gradients, randomize, tiny_config, tiny_host
+from resformer.testing.hosts import auto_head, batch, checkpoint, gradients, randomize, tiny_config, tiny_host
 
 THREE = ["bert", "gpt2", "modernbert"]
 CASES = [(name, options) for name in schemes() for options in ({}, *VARIANTS.get(name, []))]
@@ -197,7 +197,7 @@ def test_gradient_checkpointing_goes_on(family):
     for checkpointed in (False, True):
         model = patched(family, "rezero").train()
         if checkpointed:
-            model.activation_checkpointing_enable()
+            checkpoint(model)
         resformer.grow(model, 4)
         assert [layer.gradient_checkpointing for layer in layers_of(model)] == [checkpointed] * 4
         model(**batch(labels=True), use_cache=False).loss.backward()

@@ -27,6 +27,7 @@ from resformer.testing.hosts import (
     TOKENS,
     WIDTH,
     batch,
+    checkpoint,
     exact,
     randomize,
     stands,
@@ -454,7 +455,7 @@ def test_checkpointing_turns_the_cache_off_with_a_word(monkeypatch, family):
     plain = model(**given, use_cache=False).loss
     said = []
     monkeypatch.setattr("resformer.layer.logger.warning_once", said.append)
-    model.activation_checkpointing_enable()
+    checkpoint(model)
     cache = DynamicCache(config=model.config)
     found = model(**given, past_key_values=cache, use_cache=False)
     assert torch.equal(found.loss, plain)

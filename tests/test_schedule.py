@@ -12,7 +12,7 @@ from transformers import AutoModel
 import resformer
 from resformer import ResidualStack
 from resformer.schedule import progress
-from resformer.testing.hosts import batch, tiny_host
+from resformer.testing.hosts import batch, checkpoint, tiny_host
 from resformer.train.batches import encode, training_batches
 from resformer.train.finetune import finetune
 from resformer.train.loop import make_accelerator, train
@@ -99,7 +99,7 @@ def test_a_compiled_model_follows_without_a_new_graph():
 def test_a_forward_moves_nothing():
     model = patched(warmup=10).train()
     resformer.set_progress(model, 3)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint(model, {"use_reentrant": False})
     for _ in range(3):
         model(**batch()).last_hidden_state.sum().backward()
     assert progress(model) == 3

@@ -13,7 +13,7 @@ import resformer
 from resformer import ResidualStack, schemes
 from resformer.schemes import Place
 from resformer.schemes.ode import ADAPTIVE
-from resformer.testing.hosts import batch, gradients, tiny_host
+from resformer.testing.hosts import batch, checkpoint, gradients, tiny_host
 
 CLASSIFY = AutoModelForSequenceClassification
 PLACE = Place(name="block", index=0, sites=2, layer=0, layers=1, width=4)
@@ -185,7 +185,7 @@ def test_gradient_checkpointing(adjoint, reentrant):
     for checkpointed in (False, True):
         model = patched(method="dopri5", dropout=0.2, adjoint=adjoint)
         if checkpointed:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            checkpoint(model, {"use_reentrant": reentrant})
             model.enable_input_require_grads()
         loss, gradient = trained(model)
         found.append((loss, gradient, [solver.evaluations for solver in solvers(model)]))

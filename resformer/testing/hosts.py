@@ -148,6 +148,12 @@ def batch(*, padded: bool = False, seed: int = 0, labels: bool = False, tokens: 
     return given
 
 
+def checkpoint(model: Any, kwargs: dict[str, Any] | None = None) -> None:
+    """Have the model compute its layers again in the backward pass; the method had another name in older versions."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(kwargs)
+
+
 def randomize(module: nn.Module, seed: int = 1, scale: float = 0.5) -> None:
     """Trained-like parameters for every scheme (and norm made for one) in a module: none stays at its start."""
     generator = torch.Generator().manual_seed(seed)

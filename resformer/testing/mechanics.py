@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from resformer.checkpoint import from_pretrained
 from resformer.layer import Residual
 from resformer.patching import patch, unpatch
-from resformer.testing.hosts import attentions, batch, example, gradients, randomize, tiny_host
+from resformer.testing.hosts import attentions, batch, checkpoint, example, gradients, randomize, tiny_host
 
 CLASSIFY = AutoModelForSequenceClassification
 
@@ -65,7 +65,7 @@ def check_checkpointing(family: str, name: str, options: dict[str, Any]) -> None
     for reentrant in (None, False, True):
         model: Any = patched(family, name, options, layers=3).train()
         if reentrant is not None:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            checkpoint(model, {"use_reentrant": reentrant})
             model.enable_input_require_grads()
         calls: list[int] = []
         for number, own in enumerate(residuals(model)):
