@@ -10,7 +10,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 import resformer
 from resformer.schemes import Place, Scheme
@@ -30,7 +37,6 @@ SIZES = {
     "decoder_ffn_dim": FFN,
     "encoder_attention_heads": HEADS,
     "decoder_attention_heads": HEADS,
-    "decoder_start_token_id": 2,
     "ffn_dim": FFN,  # OPT
     "num_key_value_heads": 1,  # Llama and its kin: half as many as heads
     "head_dim": WIDTH // HEADS,  # their default is that of the large models
@@ -56,7 +62,11 @@ def tiny_config(family: str, *, layers: int = 2, dropout: float = 0.0, **changes
     make = getattr(transformers, spec.config)
     known = make()
     sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}  # a cache reads any `sliding_window`
-    config = make(**(sizes | {"num_hidden_layers": layers} | dict(spec.only) | dict(spec.example) | changes))
+    depth = {"num_hidden_layers": layers}
+    if len(spec.stacks) > 1:  # a decoder of another depth: a mix-up of the two cannot pass
+        depth |= {name: layers + 1 for name in ("num_decoder_layers", "decoder_layers") if hasattr(known, name)}
+        depth |= {"decoder_start_token_id": 2}
+    config = make(**(sizes | depth | dict(spec.only) | dict(spec.example) | changes))
     for name in list(config.to_dict()):
         if "drop" in name:
             setattr(config, name, dropout)
@@ -119,6 +129,22 @@ def batch(*, padded: bool = False, seed: int = 0, labels: bool = False, tokens: 
     if labels:
         given["labels"] = torch.tensor([0, 1])
     return given
+
+
+def head_for(family: str) -> Any:
+    """A head that hosts of this family have, and that takes the labels of `batch_for`."""
+    return AutoModelForSeq2SeqLM if len(resformer.families()[family].stacks) > 1 else AutoModelForSequenceClassification
+
+
+def batch_for(family: str, *, padded: bool = False, seed: int = 0, labels: bool = False) -> dict[str, Tensor]:
+    """`batch`; for an encoder-decoder with shorter targets, as input of the decoder or as labels."""
+    given = batch(padded=padded, seed=seed, labels=labels)
+    if len(resformer.families()[family].stacks) == 1:
+        return given
+    target = batch(padded=padded, seed=seed + 1, tokens=TOKENS - 2)
+    ids, mask = target["input_ids"], target["attention_mask"]
+    own = {"labels": ids.masked_fill(mask == 0, -100)} if labels else {"decoder_input_ids": ids}
+    return given | own | ({} if labels else {"decoder_attention_mask": mask})
 
 
 def randomize(module: nn.Module, seed: int = 1, scale: float = 0.5) -> None:
