@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 VALUES = "resformer_values"  # the keyword argument, and the name of the function
+IMPLEMENTATION = "_attn_implementation"  # what configurations call the name of the host's own
 
 
 class Routed:
@@ -80,10 +81,15 @@ def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **
 AttentionInterface.register(VALUES, attend)
 
 
+def attending(module: nn.Module) -> nn.Module:
+    """The module that attends: this one, or the one inside it that has the configuration (T5)."""
+    return next((part for part in module.modules() if hasattr(getattr(part, "config", None), IMPLEMENTATION)), module)
+
+
 def route(module: Any) -> None:
     """Lead the attention of a module through `attend`."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if eager is None or not hasattr(getattr(module, "config", None), "_attn_implementation"):
+    if eager is None or not hasattr(getattr(module, "config", None), IMPLEMENTATION):
         raise ValueError(
             f"{type(module).__name__} does not take its attention from transformers' AttentionInterface, so a scheme "
             "cannot act on its values; take a scheme without the point 'values'"

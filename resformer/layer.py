@@ -271,7 +271,7 @@ def run_layer(layer: Any, stack: Stack, named: tuple[str, ...], h: Any, args: tu
                 y = run_site(site, getattr(own, site.name), y, call)
             return y - x
 
-        depends = functools.partial(_depends, layer, call.given)
+        depends = functools.partial(_depends, call)
         s = schemes[-1].step(s, Branch(field, call.mask(), depends), identity)
     else:
         for site in sites:
@@ -305,10 +305,15 @@ def show_states(module: nn.Module, args: tuple, output: Any) -> Any:
     return output
 
 
-def _depends(layer: nn.Module, call: dict[str, Any]) -> list[Tensor]:
+def _depends(call: Call) -> list[Tensor]:
     """All that gradients can flow to from a layer besides its input: parameters, and the states of an encoder."""
-    given = [value for value in call.values() if isinstance(value, Tensor) and value.requires_grad]
-    return [*layer.parameters(), *given]
+    if call.stack.returns:
+        raise ValueError(
+            f"layers of class {type(call.layer).__name__} hand on more than their states, and gradients through that "
+            f"are lost where scheme {call.own.schemes[-1].name!r} integrates backwards; leave adjoint=False"
+        )
+    given = [value for value in call.given.values() if isinstance(value, Tensor) and value.requires_grad]
+    return [*call.layer.parameters(), *given]
 
 
 def refuse_attentions(name: str, base: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -392,8 +397,8 @@ def _bypassed_norm(cls: type) -> dict[str, Any]:
 
 
 class _Bare:
-    """A module that goes on to add and to norm, seen by its own forward without the two: its norm gives what the
-    module before the addition gave."""
+    """A module that also norms and adds, seen by its own forward without the two: the norm passes its input on, and
+    what the module at the branch's end gave is kept."""
 
     def __init__(self, module: nn.Module, ends: str, norm: str):
         def end(x: Tensor) -> Tensor:
@@ -402,7 +407,7 @@ class _Bare:
 
         self._module = module
         setattr(self, ends, end)
-        setattr(self, norm, lambda total: self._found)
+        setattr(self, norm, identity)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
@@ -412,6 +417,8 @@ class _Bare:
 def _bare_body(cls: Any, ends: str, norm: str) -> dict[str, Any]:
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return cls.forward(_Bare(self, ends, norm), *args, **kwargs)
+        bare = _Bare(self, ends, norm)
+        out = cls.forward(bare, *args, **kwargs)
+        return (bare._found, *out[1:]) if isinstance(out, tuple) else bare._found
 
     return {"forward": forward}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from resformer import adapters, saving, trainer  # noqa: F401  (they teach PEFT and transformers about patched models)
-from resformer.attention import route, unroute
+from resformer.attention import attending, route, unroute
 from resformer.edits import divide, edits_of, groups_of, multiply
 from resformer.host import Host, HostStack, check_identity, difference, find_host, first_probe, probe, sharded
 from resformer.hosts.family import Projection, Site
@@ -294,12 +294,13 @@ def _attach_stack(host: Host, part: StackPlan, edit_weights: bool, embedded: set
 def _prepare_branch(layer: nn.Module, site: Site, scheme: Any) -> None:
     for one in site.parts or (site,):
         if "values" in scheme.points and attends(one):
-            route(find(layer, one.calls[0]))
+            route(attending(find(layer, one.calls[0])))
         if one.ends:
             module: Any = find(layer, one.calls[0])
             inner = f"{one.calls[0]}."
             if not swapped(module, "bare"):
-                swap(module, "bare", one.ends.removeprefix(inner), one.norms["post"].removeprefix(inner))
+                (norm,) = one.norms.values()
+                swap(module, "bare", one.ends.removeprefix(inner), norm.removeprefix(inner))
 
 
 def _switch_off_cache(model: nn.Module) -> list[str]:

@@ -23,7 +23,7 @@ from transformers import (
 
 import resformer
 from resformer import families, schemes
-from resformer.testing.hosts import attentions, auto_head, batch, randomize, stands, tiny_config, tiny_host
+from resformer.testing.hosts import attentions, batch, head_for, randomize, stands, tiny_config, tiny_host
 
 THREE = ["bert", "gpt2", "modernbert"]
 KINDS = {"rezero", "post_ln", "resi_dual", "deepnorm", "denseformer", "mhc", "sub_ln", "branch_norm", "ode"}
@@ -82,7 +82,7 @@ def test_round_trip(tmp_path, family, name):
 
 @pytest.mark.parametrize("family", list(families()))
 def test_round_trip_of_every_family(tmp_path, family):
-    auto = auto_head(family)
+    auto = head_for(family)
     model = saved(tmp_path, family, "hyper_connections", auto=auto, layers=range(1, 3), dynamic=True)
     assert_same_model(resformer.from_pretrained(tmp_path, auto), model)
 

@@ -15,7 +15,7 @@ from resformer.host import find_host
 from resformer.layer import Residual
 from resformer.schedule import progress
 from resformer.schemes import Scheme, base
-from resformer.testing.hosts import auto_head, batch, checkpoint, gradients, randomize, tiny_config, tiny_host
+from resformer.testing.hosts import batch, checkpoint, gradients, head_for, randomize, tiny_config, tiny_host
 
 THREE = ["bert", "gpt2", "modernbert"]
 CASES = [(name, options) for name in schemes() for options in ({}, *VARIANTS.get(name, []))]
@@ -182,7 +182,7 @@ def test_generate_with_a_cache():
 @pytest.mark.parametrize("family", list(families()))
 def test_hidden_states_and_attentions(family, before):
     """transformers hangs its hooks on the layers at the first forward."""
-    model = patched(family, "rezero", auto_head(family))
+    model = patched(family, "rezero", head_for(family))
     if before:
         model(**batch(), output_hidden_states=True)
     resformer.grow(model, 3)

@@ -14,9 +14,10 @@ from resformer.testing.hosts import (
     TOKENS,
     WIDTH,
     attentions,
-    auto_head,
     batch,
+    batch_for,
     gradients,
+    head_for,
     keeps,
     stands,
     tiny_config,
@@ -32,6 +33,7 @@ THREE = ["bert", "gpt2", "modernbert"]
 CASES = [(name, options) for name in schemes() for options in ({}, *VARIANTS.get(name, []))]
 CASE_IDS = [f"{name}-{options}" if options else name for name, options in CASES]
 
+STACKS = {"encoder": 0, "decoder": 1}  # of tiny encoder-decoders, with how many more layers than were asked for
 
 SOME = ["highway", "post_ln", "pre_ln", "deepnorm", "denseformer", "hyper_connections", "value_residual", "ode"]
 EXACT = {"highway", "exclusive_gate", "shortcut_gate", "rezero", "layer_scale", "denseformer", "drop_path"}
@@ -48,18 +50,20 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize(("family", "attention"), [(name, kind) for name in FAMILIES for kind in attentions(name)])
 def test_identity_is_the_host_bit_for_bit(family, attention):
     """Logits, hidden states, attentions; and with dropout at equal seeds the loss and every gradient."""
-    if attention not in attentions(family):
-        pytest.skip("not for this host")
     make = dict(attention=attention, dropout=0.2, dtype=torch.float32)
-    host = tiny_host(family, auto_head(family), **make)
-    patched = resformer.patch(tiny_host(family, auto_head(family), **make), "identity")
+    host = tiny_host(family, head_for(family), **make)
+    patched = resformer.patch(tiny_host(family, head_for(family), **make), "identity")
     assert patched.state_dict().keys() == host.state_dict().keys()
-    given = batch(padded=True)
+    given = batch_for(family, padded=True)
     wanted = {"output_hidden_states": True, "output_attentions": attention == "eager"}
     expected, found = host(**given, **wanted), patched(**given, **wanted)
     assert torch.equal(found.logits, expected.logits)
-    for kind in ("hidden_states", "attentions") if attention == "eager" else ("hidden_states",):
-        assert len(found[kind]) == len(expected[kind]) == (3 if kind == "hidden_states" else 2)
+    kinds = {"hidden_states": 3} | ({"attentions": 2} if attention == "eager" else {})
+    if len(families()[family].stacks) > 1:  # two layers under three
+        kinds = {f"{stack}_{kind}": n + more for stack, more in STACKS.items() for kind, n in kinds.items()}
+        kinds |= {"cross_attentions": 3} if attention == "eager" else {}
+    for kind, number in kinds.items():
+        assert len(found[kind]) == len(expected[kind]) == number, kind
         assert all(torch.equal(f, e) for f, e in zip(found[kind], expected[kind], strict=True)), kind
     losses = []
     for model in (host, patched):
@@ -113,8 +117,11 @@ def test_every_site_is_visited_once(family):
     for name, module in model.named_modules():
         if type(module) is schemes()["identity"]:
             module.step = lambda s, f, n, name=name, step=module.step: visits.append(name) or step(s, f, n)
-    model(**batch())
-    assert len(visits) == len(set(visits)) == 3 * len([s for s in families()[family].stacks[0].sites if not s.when])
+    model(**batch_for(family))
+    stacks = families()[family].stacks
+    crosses = len(stacks) > 1  # else no states are given
+    sites = [(3 + STACKS.get(s.name, 0) * crosses) * sum(crosses or not site.when for site in s.sites) for s in stacks]
+    assert len(visits) == len(set(visits)) == sum(sites)
 
 
 # ------------------------------------------------------------------------------------------------ preservation
@@ -159,7 +166,8 @@ def test_branches_of_the_hosts_matter():
     """Else preservation would be easy: without its branches each host computes something else."""
     for family in FAMILIES:
         host, patched = tiny_host(family), resformer.patch(tiny_host(family), "rezero", init="paper")
-        assert relative(patched(**batch()).last_hidden_state, host(**batch()).last_hidden_state) > 0.1, family
+        given = batch_for(family)
+        assert relative(patched(**given).last_hidden_state, host(**given).last_hidden_state) > 0.1, family
 
 
 # ------------------------------------------------------------------------------------------------ the update on hosts

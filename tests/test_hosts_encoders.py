@@ -8,7 +8,7 @@ import resformer
 from resformer import families
 from resformer.patching import is_patched
 from resformer.testing.contract import check_unpatch
-from resformer.testing.hosts import auto_head, batch, gradients, perturb, randomize, stands, tiny_config, tiny_host
+from resformer.testing.hosts import batch, gradients, head_for, perturb, randomize, stands, tiny_config, tiny_host
 from resformer.testing.mechanics import check_compile, residuals
 
 TUPLES = [name for name, family in families().items() if len(family.stacks) == 1 and family.stacks[0].returns]
@@ -33,7 +33,7 @@ def patched(family: str, name: str, auto=AutoModel, *, layers: int = 3, init: st
 
 def trained(family: str, name: str, *, reentrant: bool | None, **host) -> dict[str, torch.Tensor | None]:
     """The gradients of a step with dropout, with one mode of checkpointing or without."""
-    model = patched(family, name, auto_head(family), dropout=0.2, **host).train()
+    model = patched(family, name, head_for(family), dropout=0.2, **host).train()
     if reentrant is not None:
         model.activation_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
@@ -123,7 +123,7 @@ def test_unpatching_tuples_takes_the_hook_away(family):
 
 def compiles(family: str) -> bool:
     """Whether transformers' own model gives one graph."""
-    model = tiny_host(family, auto_head(family), dtype=torch.float32)
+    model = tiny_host(family, head_for(family), dtype=torch.float32)
     torch._dynamo.reset()
     try:
         torch.compile(lambda **given: model(**given).logits, fullgraph=True, backend="eager")(**batch())

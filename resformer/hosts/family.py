@@ -48,7 +48,7 @@ class Site:
     when: str = ""  # the argument that must be given for this site to run (cross-attention: the encoder's states)
     chunks: str = ""  # the layer's attribute that says into how many tokens the branch is cut, 0 for none
     points: Mapping[str, Projection] = field(default_factory=dict)  # inside points, weight roles: q k v o up gate down
-    # the module inside the first call whose output is the branch's, where that call goes on to add and norm (ALBERT)
+    # the module inside the first call whose output is the branch's, where that call also adds and norms (ALBERT, T5)
     ends: str = ""
     after: Callable[[Tensor], Tensor] | None = None  # what the host does last (T5 clamps half precision)
     parts: tuple[Site, ...] = ()  # sublayers side by side

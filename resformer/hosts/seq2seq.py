@@ -36,9 +36,11 @@ def clamp_always(x: Tensor) -> Tensor:
 
 
 def _t5_attention(name: str, path: str, inner: str, passes: dict[str, str], when: str = "") -> Site:
+    """transformers takes the attentions that it shows from the module that also norms and adds."""
     return Site(
         name,
-        calls=(f"{path}.{inner}", f"{path}.dropout"),
+        calls=(path,),
+        ends=f"{path}.dropout",
         norms={"pre": f"{path}.layer_norm"},
         passes=passes | {"past_key_values": "past_key_values"},
         extra=True,
@@ -48,14 +50,14 @@ def _t5_attention(name: str, path: str, inner: str, passes: dict[str, str], when
     )
 
 
-def _t5(layer: str, name: str, *, gated: bool) -> Stack:
+def _t5(layer: str, name: str, *, gated: bool, states: str, returns: tuple[tuple[str, int], ...]) -> Stack:
     last = "layer.2" if name == "decoder" else "layer.1"
-    up = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
-    own = {"mask": "attention_mask", "position_bias": "position_bias"}
+    linear = ({"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}) | {"down": "wo"}
+    own = {"attention_mask": "attention_mask", "position_bias": "position_bias"}
     theirs = {
-        "mask": "encoder_attention_mask",
+        "attention_mask": "encoder_attention_mask",
         "position_bias": "encoder_decoder_position_bias",
-        "key_value_states": "encoder_hidden_states",
+        states: "encoder_hidden_states",
     }
     attention = _t5_attention("attn", "layer.0", "SelfAttention", own)
     cross = _t5_attention("cross", "layer.1", "EncDecAttention", theirs, "encoder_hidden_states")
@@ -64,9 +66,7 @@ def _t5(layer: str, name: str, *, gated: bool) -> Stack:
         calls=(f"{last}.DenseReluDense", f"{last}.dropout"),
         norms={"pre": f"{last}.layer_norm"},
         after=clamp_where_infinite,
-        points={
-            point: Projection(f"{last}.DenseReluDense.{linear}") for point, linear in (up | {"down": "wo"}).items()
-        },
+        points={point: Projection(f"{last}.DenseReluDense.{path}") for point, path in linear.items()},
     )
     return Stack(
         name=name,
@@ -76,12 +76,19 @@ def _t5(layer: str, name: str, *, gated: bool) -> Stack:
         final_norm="final_layer_norm",
         embeddings=("embed_tokens",),
         sites=(attention, cross, feed_forward) if name == "decoder" else (attention, feed_forward),
-        returns=(("attn", 1), ("cross", 1)),
+        returns=returns,
     )
 
 
-def _t5_stacks(layer: str, *, gated: bool) -> tuple[Stack, Stack]:
-    return _t5(layer, "encoder", gated=gated), _t5(layer, "decoder", gated=gated)
+def _t5_stacks(
+    layer: str,
+    *,
+    gated: bool,
+    states: str = "key_value_states",
+    returns: tuple[tuple[str, int], ...] = (("attn", 1), ("cross", 1)),
+) -> tuple[Stack, ...]:
+    """`states`: what cross-attention calls the encoder's; `returns`: the position biases go to the next layer."""
+    return tuple(_t5(layer, name, gated=gated, states=states, returns=returns) for name in ("encoder", "decoder"))
 
 
 # ------------------------------------------------------------------------------------------------ BART
@@ -101,7 +108,7 @@ def _bart_attention(name: str, path: str, slot: str, passes: dict[str, str], whe
 
 
 def _bart(
-    model: str, slot: str, clamp: Callable[[Tensor], Tensor], *, embed_norm: str = "", final_norm: str = ""
+    model: str, slot: str, clamp: Callable[[Tensor], Tensor], *, learned_positions: bool, embed_norm: str = ""
 ) -> tuple[Stack, Stack]:
     """Encoder and decoder of a model of BART's line: `model` as in "bart.modeling_bart.Bart"."""
 
@@ -121,8 +128,8 @@ def _bart(
             layer=f"transformers.models.{model}{name.capitalize()}Layer",
             layers="layers",
             embed_norm=embed_norm,
-            final_norm=final_norm,
-            embeddings=("embed_tokens", "embed_positions"),
+            final_norm="layer_norm" if slot == "pre" else "",
+            embeddings=("embed_tokens", "embed_positions") if learned_positions else ("embed_tokens",),
             heads=f"{name}_attention_heads",
             sites=sites,
         )
@@ -144,15 +151,19 @@ def _bart(
 
 
 T5 = "t5.modeling_t5.T5Block"
-BART = _bart("bart.modeling_bart.Bart", "post", clamp_where_not_finite, embed_norm="layernorm_embedding")
-MARIAN = _bart("marian.modeling_marian.Marian", "post", clamp_where_not_finite)
-MBART = _bart(
-    "mbart.modeling_mbart.MBart", "pre", clamp_always, embed_norm="layernorm_embedding", final_norm="layer_norm"
+GATED = {"feed_forward_proj": "gated-gelu"}
+BART = _bart(
+    "bart.modeling_bart.Bart", "post", clamp_where_not_finite, learned_positions=True, embed_norm="layernorm_embedding"
 )
-PEGASUS = _bart("pegasus.modeling_pegasus.Pegasus", "pre", clamp_always, final_norm="layer_norm")
+MBART = _bart(
+    "mbart.modeling_mbart.MBart", "pre", clamp_always, learned_positions=True, embed_norm="layernorm_embedding"
+)
+MARIAN = _bart("marian.modeling_marian.Marian", "post", clamp_where_not_finite, learned_positions=False)
+PEGASUS = _bart("pegasus.modeling_pegasus.Pegasus", "pre", clamp_always, learned_positions=False)
+M2M_100 = _bart("m2m_100.modeling_m2m_100.M2M100", "pre", clamp_always, learned_positions=False)
 
 register_family(
-    Family("t5", _t5_stacks(T5, gated=False), only={"is_gated_act": False}, config="T5Config", note="T5 1.0: relu")
+    Family("t5", _t5_stacks(T5, gated=False), only={"is_gated_act": False}, config="T5Config", note="T5 1.0, ungated")
 )
 register_family(
     Family(
@@ -160,12 +171,23 @@ register_family(
         _t5_stacks(T5, gated=True),
         only={"is_gated_act": True},
         config="T5Config",
-        example={"feed_forward_proj": "gated-gelu"},
+        example=GATED,
         note="T5 1.1, Flan-T5",
     )
 )
-register_family(Family("mt5", _t5_stacks("mt5.modeling_mt5.MT5Block", gated=True), config="MT5Config"))
+register_family(
+    Family("mt5", _t5_stacks("mt5.modeling_mt5.MT5Block", gated=True), only={"is_gated_act": True}, config="MT5Config")
+)
+register_family(
+    Family(
+        "umt5",
+        _t5_stacks("umt5.modeling_umt5.UMT5Block", gated=True, states="encoder_hidden_states", returns=()),
+        only={"is_gated_act": True},
+        config="UMT5Config",
+    )
+)
 register_family(Family("bart", BART, config="BartConfig"))
-register_family(Family("marian", MARIAN, config="MarianConfig"))
 register_family(Family("mbart", MBART, config="MBartConfig"))
+register_family(Family("marian", MARIAN, config="MarianConfig"))
 register_family(Family("pegasus", PEGASUS, config="PegasusConfig"))
+register_family(Family("m2m_100", M2M_100, config="M2M100Config", note="NLLB as well"))

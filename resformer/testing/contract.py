@@ -24,7 +24,7 @@ from resformer.hosts import families
 from resformer.patching import patch, unpatch
 from resformer.schemes import Scheme, find_scheme, schemes
 from resformer.stack import ResidualStack
-from resformer.testing.hosts import batch, can_preserve, exact, example, randomize, stands, tiny_host
+from resformer.testing.hosts import batch, batch_for, can_preserve, exact, example, randomize, stands, tiny_host
 from resformer.testing.mechanics import (
     CLASSIFY,
     MECHANICS,
@@ -260,7 +260,7 @@ def check_gradients_in_stack(name: str, options: dict[str, Any]) -> None:
 
 def check_preserves(family: str, name: str, options: dict[str, Any]) -> None:
     """The host's function at two scales of its embeddings: 1e-10 in float64, ten times its own rounding in float32."""
-    given = batch(padded=True)
+    given = batch_for(family, padded=True)
     for std in (0.02, 0.2):
         with exact():
             expected = tiny_host(family, std=std)(**given).last_hidden_state

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -37,7 +38,6 @@ SIZES = {
     "decoder_ffn_dim": FFN,
     "encoder_attention_heads": HEADS,
     "decoder_attention_heads": HEADS,
-    "decoder_start_token_id": 2,
     "ffn_dim": FFN,  # OPT
     "num_key_value_heads": 1,  # Llama and its kin: half as many as heads
     "head_dim": WIDTH // HEADS,  # their default is that of the large models
@@ -66,15 +66,22 @@ def tiny_config(family: str, *, layers: int = 2, dropout: float = 0.0, **changes
     make = getattr(transformers, spec.config)
     known = make()
     sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}  # a cache reads any `sliding_window`
-    config = make(**(sizes | {"num_hidden_layers": layers} | dict(spec.only) | dict(spec.example) | changes))
+    depth = {"num_hidden_layers": layers}
+    if len(spec.stacks) > 1:  # a decoder of another depth: a mix-up of the two cannot pass
+        depth |= {name: layers + 1 for name in ("num_decoder_layers", "decoder_layers") if hasattr(known, name)}
+        depth |= {"decoder_start_token_id": 2}
+    config = make(**(sizes | depth | dict(spec.only) | dict(spec.example) | changes))
     for name in list(config.to_dict()):
         if "drop" in name:
             setattr(config, name, dropout)
     return config
 
 
-def auto_head(family: str) -> Any:
-    """An auto class that gives this family a head: a classifier, or a language model where transformers has none."""
+def head_for(family: str) -> Any:
+    """An auto class that gives this family a head: a classifier, or a language model where transformers has none, and
+    for encoder-decoders."""
+    if len(resformer.families()[family].stacks) > 1:
+        return AutoModelForSeq2SeqLM
     classifies = type(tiny_config(family)) in AutoModelForSequenceClassification._model_mapping
     return AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
 
@@ -152,6 +159,17 @@ def checkpoint(model: Any, kwargs: dict[str, Any] | None = None) -> None:
     """Have the model compute its layers again in the backward pass; the method had another name in older versions."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(kwargs)
+
+
+def batch_for(family: str, *, padded: bool = False, seed: int = 0, labels: bool = False) -> dict[str, Tensor]:
+    """`batch`; for an encoder-decoder with shorter targets, as input of the decoder or as labels."""
+    given = batch(padded=padded, seed=seed, labels=labels)
+    if len(resformer.families()[family].stacks) == 1:
+        return given
+    target = batch(padded=padded, seed=seed + 1, tokens=TOKENS - 2)
+    ids, mask = target["input_ids"], target["attention_mask"]
+    own = {"labels": ids.masked_fill(mask == 0, -100)} if labels else {"decoder_input_ids": ids}
+    return given | own | ({} if labels else {"decoder_attention_mask": mask})
 
 
 def randomize(module: nn.Module, seed: int = 1, scale: float = 0.5) -> None:
