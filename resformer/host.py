@@ -163,7 +163,7 @@ def _find_stack(model: nn.Module, base: nn.Module, spec: Stack) -> HostStack | N
     config = getattr(root, "config", getattr(model, "config", None))
     if spec.order:
         layers = [layers[number] for number in spec.order(config)]
-    if spec.final_norm and find(root, spec.final_norm) is None:  # left out by the configuration (OPT)
+    if _has(root, spec.final_norm) and find(root, spec.final_norm) is None:  # left out by the configuration (OPT)
         spec = replace(spec, final_norm="")
     return HostStack(spec, root, layers, config)
 

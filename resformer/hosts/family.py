@@ -230,11 +230,11 @@ def _check_site(who: str, site: Site) -> None:
             raise ValueError(f"{where}: norms and `when` are the site's, not those of its part {part.name!r}")
         if part.ends:
             inner = f"{part.calls[0]}."
-            ends = (part.ends, part.norms.get("post", ""))
+            ends = (part.ends, next(iter(part.norms.values()), ""))
             if not all(path.startswith(inner) and "." not in path.removeprefix(inner) for path in ends):
                 raise ValueError(
-                    f"{where}: `ends` and the norm 'post' must be children of its first call {part.calls[0]!r}, which "
-                    f"goes on to add and norm by itself; got {part.ends!r} and {part.norms.get('post')!r}"
+                    f"{where}: `ends` and the norm must be children of its first call {part.calls[0]!r}, which adds and "
+                    f"norms by itself; got {part.ends!r} and {ends[1]!r}"
                 )
     for point, projection in site.points.items():
         if point not in POINTS:
