@@ -164,7 +164,7 @@ def _plan_stack(
             norms["final_norm"] = _new_norm(host, stack, layer)
         own = Residual(by_name, norms, acts)
         own.opens, own.closes, own.frozen = opens, closes, frozen
-        parameter = next(layer.parameters())
+        parameter = max(layer.parameters(), key=lambda p: p.ndim)  # DeBERTa makes some vectors in float32 always
         residuals[number] = own.to(parameter.device, parameter.dtype).train(layer.training)
     for number, own in residuals.items():  # what another call of the same layer uses is trained
         calls = [other for n, other in residuals.items() if stack.layers[n] is stack.layers[number]]
