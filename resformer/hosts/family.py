@@ -215,16 +215,11 @@ def _check_site(who: str, site: Site) -> None:
             raise ValueError(
                 f"{where}: `calls` must be a tuple of paths from the layer, such as ('attention',), got {part.calls!r}"
             )
-        if part is not site and (part.norms or part.when or part.parts):
-            raise ValueError(f"{where}: norms and `when` are the site's, not those of its part {part.name!r}")
-        if part.ends:
-            inner = f"{part.calls[0]}."
-            ends = (part.ends, part.norms.get("post", ""))
-            if not all(path.startswith(inner) and "." not in path.removeprefix(inner) for path in ends):
-                raise ValueError(
-                    f"{where}: `ends` and the norm 'post' must be children of its first call {part.calls[0]!r}, which "
-                    f"goes on to add and norm by itself; got {part.ends!r} and {part.norms.get('post')!r}"
-                )
+        if part.ends and not part.ends.startswith(f"{part.calls[0]}."):
+            raise ValueError(
+                f"{where}: `ends` must be a module inside its first call {part.calls[0]!r}, which goes on to add by "
+                f"itself; got {part.ends!r}"
+            )
     for point, projection in site.points.items():
         if point not in POINTS:
             raise unknown("point", point, POINTS, of=where)
