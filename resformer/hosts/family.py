@@ -168,6 +168,7 @@ def _check_family(family: Family) -> None:
     if len({stack.kind for stack in family.stacks}) > 1:
         raise ValueError(f"{who} has norms after the add in one stack only; make it two families")
     _check_unlike(f"the stacks of {who}", [stack.name for stack in family.stacks])
+    names = {part.name for stack in family.stacks for site in stack.sites for part in site.parts or (site,)}
     for stack in family.stacks:
         if stack.name not in ("encoder", "decoder"):
             raise unknown("stack", stack.name, ("encoder", "decoder"), of=who)
@@ -184,9 +185,8 @@ def _check_family(family: Family) -> None:
         _check_unlike(f"the first calls of the sites of {who}", [part.calls[0] for part in parts if part.calls])
         for site in stack.sites:
             _check_site(who, site)
-        names = [part.name for part in parts]
         for name, element in stack.returns:
-            if name not in names:
+            if name not in names:  # of a site that the other stack alone has, it is None
                 raise unknown("site", name, names, of=f"`returns` of {who}")
             if type(element) is not int or element < 1:
                 raise ValueError(
