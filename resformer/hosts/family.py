@@ -197,7 +197,7 @@ def _check_family(family: Family) -> None:
         for site in stack.sites:
             _check_site(who, site)
         for name, element in stack.returns:
-            if name not in names:
+            if name not in names:  # of a site that the other stack alone has, it is None
                 raise unknown("site", name, names, of=f"`returns` of {who}")
             if type(element) is not int or element < 1:
                 raise ValueError(
@@ -226,15 +226,13 @@ def _check_site(who: str, site: Site) -> None:
             raise ValueError(
                 f"{where}: `calls` must be a tuple of paths from the layer, such as ('attention',), got {part.calls!r}"
             )
-        if part is not site and (part.norms or part.when or part.parts):
-            raise ValueError(f"{where}: norms and `when` are the site's, not those of its part {part.name!r}")
         if part.ends:
             inner = f"{part.calls[0]}."
             ends = (part.ends, next(iter(part.norms.values()), ""))
             if not all(path.startswith(inner) and "." not in path.removeprefix(inner) for path in ends):
                 raise ValueError(
-                    f"{where}: `ends` and the norm must be children of its first call {part.calls[0]!r}, which adds and "
-                    f"norms by itself; got {part.ends!r} and {ends[1]!r}"
+                    f"{where}: `ends` and the norm must be children of its first call {part.calls[0]!r}, which adds "
+                    f"and norms by itself; got {part.ends!r} and {ends[1]!r}"
                 )
     for point, projection in site.points.items():
         if point not in POINTS:
