@@ -319,7 +319,8 @@ def _depends(call: Call) -> list[Tensor]:
 def refuse_attentions(name: str, base: Any, args: tuple, kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of a base model whose layers call their attention more than once."""
     asked = kwargs.get("output_attentions")
-    if getattr(getattr(base, "config", None), "output_attentions", False) if asked is None else asked:
+    config = getattr(base, "config", None)  # a model of a user's own may have none
+    if getattr(config, "output_attentions", False) if asked is None else asked:
         raise ValueError(
             f"scheme {name!r} calls each sublayer more than once, so a layer has no one attention to show; "
             "leave output_attentions out, and off in the config"

@@ -71,7 +71,8 @@ WRONG = {
     "no calls": (with_site(calls=()), "must be a tuple of paths"),
     "point": (with_site(points={"query": POINTS["q"]}), "unknown point 'query' of site 'attn'"),
     "part": (with_site(points={"q": Projection("attn.qkv", 3, 3)}), "part 3 of 3"),
-    "ends elsewhere": (with_site(ends="mlp.0"), "must be a module inside its first call 'attn'.*got 'mlp.0'"),
+    "ends elsewhere": (with_site(ends="mlp.0", norms={"post": "attn.n"}), "must be children of its first call 'attn'"),
+    "ends without a norm": (with_site(ends="attn.out", norms={}), "must be children of its first call"),
     "returns": (with_stack(returns=(("atn", 1),)), "unknown site 'atn' of `returns`.*Did you mean 'attn'"),
     "returns the states": (with_stack(returns=(("attn", 0),)), "after the states, from 1 on; got 0"),
     "both kinds": (
