@@ -346,7 +346,7 @@ def _look(
     def multiply(projection: Any, gain: float, module: nn.Module, args: Any, y: Tensor) -> Tensor:
         if not inside[0]:
             return y
-        slices = list(y.unflatten(-1, (groups_of(stack, projection), projection.parts, -1)).unbind(-2))
+        slices = list(y.unflatten(-1, (groups_of(stack, layer, projection), projection.parts, -1)).unbind(-2))
         slices[projection.part] = gain * slices[projection.part]
         return torch.stack(slices, dim=-2).flatten(-3)
 
