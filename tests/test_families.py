@@ -33,12 +33,20 @@ PAIRS = [name for name, family in families().items() if len(family.stacks) > 1]
 GRAPHS = ("llama", *PAIRS[:1])
 
 
+ALWAYS = ("identity-", "sites", "points", "serves-", "head-")
+
+
 def cases():
-    for family in families():
-        for check in family_checks(family):
+    """All points of one family of each build; of those that differ in their names alone what shows that they do."""
+    seen = []
+    for name, family in families().items():
+        build = [replace(stack, layer="", embeddings=(), embed_norm="") for stack in family.stacks]
+        for check in family_checks(name):
             # seconds each, and on three hosts the schemes' contract has them: of most families a slow test
-            late = check.name.startswith(("compile-", "export-")) and family not in GRAPHS
-            yield pytest.param(check, id=f"{family}-{check}", marks=[pytest.mark.slow] if late else [])
+            late = check.name.startswith(("compile-", "export-")) and name not in GRAPHS
+            late = late or (build in seen and not check.name.startswith(ALWAYS))
+            yield pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if late else [])
+        seen.append(build)
 
 
 @pytest.mark.parametrize("check", list(cases()))
