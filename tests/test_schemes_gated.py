@@ -12,7 +12,7 @@ import resformer
 from resformer import ResidualStack, families, schemes
 from resformer.schemes import Place
 from resformer.schemes.base import Branch
-from resformer.testing.hosts import batch, randomize, tiny_host
+from resformer.testing.hosts import batch, randomize, supports, tiny_host
 
 ENCODERS = [name for name, family in families().items() if family.stacks[0].name == "encoder"]
 
@@ -113,6 +113,8 @@ def test_bad_options(name, options):
 @pytest.mark.parametrize("family", ENCODERS)
 def test_padding_does_not_reach_the_text_of_se_gate(family, attention):
     """With other tokens as padding, with more of it, and with none: the mean sees the text alone."""
+    if not supports(family, attention):
+        pytest.skip("not for this host")
     model = resformer.patch(tiny_host(family, layers=3, attention=attention), "se_gate", init="paper")
     randomize(model)
     given = batch(padded=True)
