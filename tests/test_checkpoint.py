@@ -80,7 +80,7 @@ def test_round_trip(tmp_path, family, name):
     assert found.state_dict().keys() == host(family, CLASSIFY).state_dict().keys()
 
 
-@pytest.mark.parametrize("family", list(families()))
+@pytest.mark.parametrize("family", [name for name in families() if stands("hyper_connections", name)])
 def test_round_trip_of_every_family(tmp_path, family):
     auto = head_for(family)
     model = saved(tmp_path, family, "hyper_connections", auto=auto, layers=range(1, 3), dynamic=True)
