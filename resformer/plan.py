@@ -224,12 +224,12 @@ def check_all_layers_run(name: str, stack: HostStack, numbers: list[int]) -> Non
         if rate := getattr(stack.config, key, 0):
             raise ValueError(
                 f"scheme {name!r} needs every layer of a forward pass, and config.{key} = {rate} leaves layers out in "
-                "training; set it to 0"
+                "training; set it to 0.0"
             )
     if rate := getattr(stack.root, "layerdrop", 0):  # of the configuration, when the model was made
         raise ValueError(
             f"scheme {name!r} needs every layer of a forward pass, and this {type(stack.root).__name__} was made with "
-            f"layerdrop = {rate}, which leaves layers out in training; set its `layerdrop` to 0 as well"
+            f"layerdrop = {rate}, which leaves layers out in training; set its `layerdrop` to 0.0 as well"
         )
     if len(numbers) != numbers[-1] - numbers[0] + 1:
         raise ValueError(

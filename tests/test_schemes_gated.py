@@ -112,8 +112,6 @@ def test_bad_options(name, options):
 @pytest.mark.parametrize(("family", "attention"), [(name, kind) for name in ENCODERS for kind in attentions(name)])
 def test_padding_does_not_reach_the_text_of_se_gate(family, attention):
     """With other tokens as padding, with more of it, and with none: the mean sees the text alone."""
-    if not supports(family, attention):
-        pytest.skip("not for this host")
     model = resformer.patch(tiny_host(family, layers=3, attention=attention), "se_gate", init="paper")
     randomize(model)
     given = batch(padded=True)

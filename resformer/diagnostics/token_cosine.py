@@ -18,6 +18,11 @@ def token_cosine(model: PreTrainedModel, batch: dict[str, Any]) -> float:
 
     Reference   rank collapse: Dong et al. 2021, arXiv:2103.03404
     """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"token_cosine is for models of one stack, and this {type(model).__name__} has two; measure its encoder: "
+            "token_cosine(model.get_encoder(), batch)"
+        )
     mode = model.training
     model.eval()
     try:
