@@ -234,7 +234,9 @@ def _check_visits(host: Host, visits: dict[str, int]) -> None:
 
 def attach(host: Host, plan: Plan, *, edit_weights: bool = True) -> None:
     """Carry the plan out."""
-    embedded: set[int] = set()
+    scaled = {part.stack.spec.name for part in plan.stacks if 0 in part.residuals}
+    others = [stack for stack in host.stacks if stack.spec.name not in scaled]
+    embedded = {id(find(stack.root, f"{path}.weight")) for stack in others for path in stack.spec.embeddings}
     for part in plan.stacks:
         _attach_stack(host, part, edit_weights, embedded)
     freeze(host, True)
@@ -246,7 +248,8 @@ def attach(host: Host, plan: Plan, *, edit_weights: bool = True) -> None:
 
 
 def _attach_stack(host: Host, part: StackPlan, edit_weights: bool, embedded: set[int]) -> None:
-    """`embedded` gathers the embeddings that are scaled: where stacks share them, by the gain of the first alone."""
+    """`embedded`: embeddings that are not scaled (any more), for layers that are not patched read them, or an earlier
+    stack that shares them has."""
     stack, spec = part.stack, part.stack.spec
     for number, own in part.residuals.items():
         layer: Any = stack.layers[number]

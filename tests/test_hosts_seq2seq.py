@@ -112,7 +112,7 @@ def test_admin_has_a_chain_for_each_stack(family):
     assert not masks
 
 
-# ------------------------------------------------------------------------------------------------ constants of two stacks
+# ------------------------------------------------------------------------------------------------ constants
 
 
 def gains_of(host, model) -> dict[str, float]:
@@ -190,6 +190,15 @@ def test_shared_embeddings_are_scaled_once(family):
             torch.testing.assert_close(ours, gain * theirs, rtol=1e-12, atol=0)
     resformer.unpatch(model)
     assert all(torch.equal(a, b) for a, b in zip(host.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("layers", [{"decoder": range(M)}, {"encoder": range(1, L), "decoder": range(M)}])
+def test_embeddings_that_other_layers_read_are_not_scaled(layers):
+    host, model = tiny_host("bart"), tiny_host("bart")
+    resformer.patch(model, "t_fixup", init="paper", layers=layers)
+    assert torch.equal(model.shared.weight, host.shared.weight)
+    own, before = model.decoder.embed_positions.weight, host.decoder.embed_positions.weight
+    torch.testing.assert_close(own, (9 * M) ** -0.25 * before)
 
 
 # ------------------------------------------------------------------------------------------------ one stack alone
@@ -360,7 +369,7 @@ def test_integrating_backwards(family):
     tight = {"method": "dopri5", "rtol": 1e-9, "atol": 1e-9}
     if family == "t5":
         model = tiny_host(family)
-        with pytest.raises(ValueError, match="T5Block hand on more than their states.*adjoint=False"):
+        with pytest.raises(ValueError, match=r"T5Block hand on more than their states.*adjoint=False"):
             resformer.patch(model, "ode", init="paper", adjoint=True, **tight)
         assert not is_patched(model)
         return

@@ -67,9 +67,7 @@ def tiny_config(family: str, *, layers: int = 2, dropout: float = 0.0, **changes
     known = make()
     sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}  # a cache reads any `sliding_window`
     depth = {"num_hidden_layers": layers}
-    if (
-        len(spec.stacks) > 1
-    ):  # another depth for each: a mix-up cannot pass; transformers' caches want it this way round
+    if len(spec.stacks) > 1:  # of two depths: a mix-up cannot pass; caches want the encoder's the larger
         depth = {"num_hidden_layers": layers + 1, "decoder_start_token_id": 2}
         depth |= {name: layers for name in ("num_decoder_layers", "decoder_layers") if hasattr(known, name)}
     config = make(**(sizes | depth | dict(spec.only) | dict(spec.example) | changes))
