@@ -80,7 +80,9 @@ def test_round_trip(tmp_path, family, name):
     assert found.state_dict().keys() == host(family, CLASSIFY).state_dict().keys()
 
 
-@pytest.mark.parametrize("family", [name for name in families() if stands("hyper_connections", name)])
+@pytest.mark.parametrize(
+    "family", [name for name, one in families().items() if len(one.stacks) == 1 and stands("hyper_connections", name)]
+)
 def test_round_trip_of_every_family(tmp_path, family):
     auto = head_for(family)
     model = saved(tmp_path, family, "hyper_connections", auto=auto, layers=range(1, 3), dynamic=True)

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from reference import VARIANTS
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, BertModel, T5Config
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, BertModel, LongT5Config
 
 import resformer
 from resformer import families, patching, schemes
 from resformer.host import find_host
 from resformer.layer import Residual
-from resformer.testing.hosts import batch, can_preserve, randomize, stands, tiny_host
+from resformer.testing.hosts import batch, batch_for, can_preserve, randomize, stands, tiny_host
 
 THREE = ["bert", "gpt2", "modernbert"]
 NAMES = list(schemes())
@@ -64,7 +64,7 @@ def test_unpatch_gives_the_host_back(family, name, init):
     if not stands(name, family) or (family != "bert" and name not in KINDS):
         pytest.skip("refused, or see the contract")
     host.train()
-    before, expected = snapshot(host), host.eval()(**batch()).last_hidden_state
+    before, expected = snapshot(host), host.eval()(**batch_for(family)).last_hidden_state
     host.train()
     if init == "preserve" and not can_preserve(name, {}, families()[family].kind):
         with pytest.raises(ValueError, match="init='paper'"):
@@ -72,10 +72,10 @@ def test_unpatch_gives_the_host_back(family, name, init):
     else:
         resformer.patch(host, name, init=init)
         assert any(isinstance(module, Residual) for module in host.modules())
-        host.train()(**batch()).last_hidden_state.sum().backward()
+        host.train()(**batch_for(family)).last_hidden_state.sum().backward()
         resformer.unpatch(host)
     assert_same(snapshot(host), before)
-    assert torch.equal(host.eval()(**batch()).last_hidden_state, expected)
+    assert torch.equal(host.eval()(**batch_for(family)).last_hidden_state, expected)
 
 
 def test_trained_weights_survive_unpatch():
@@ -231,11 +231,11 @@ def test_models_that_cannot_be_patched():
         resformer.patch(torch.compile(tiny_host("bert")), "rezero")
     with pytest.raises(ValueError, match="ResidualStack"):
         resformer.patch(torch.nn.Linear(2, 2), "rezero")
-    from transformers import T5EncoderModel
+    from transformers import LongT5EncoderModel
 
-    t5 = T5EncoderModel(T5Config(d_model=16, d_ff=16, d_kv=8, num_heads=2, num_layers=1, vocab_size=20))
-    with pytest.raises(ValueError, match=r"T5EncoderModel.*bert.*register_family"):
-        resformer.patch(t5, "rezero")
+    other = LongT5EncoderModel(LongT5Config(d_model=16, d_ff=16, d_kv=8, num_heads=2, num_layers=1, vocab_size=20))
+    with pytest.raises(ValueError, match=r"LongT5EncoderModel.*bert.*register_family"):
+        resformer.patch(other, "rezero")
     with torch.device("meta"):
         empty = BertModel(BertConfig(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=20))
     with pytest.raises(ValueError, match="no weights"):
