@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -75,11 +76,15 @@ def schemes_markdown() -> str:
 def hosts_table() -> Table:
     """Every family with its kind, stacks, sites and inside points, and how many schemes keep it or serve it at all."""
     table = _table("family", "kind", "stack", "sites", "points", "schemes")
+    known: dict[str, str] = {}  # those that differ in the name of their layers alone serve the same
     for name, family in families().items():
-        counts = ""
-        if can_be_made(name):
-            kept, changed, _ = _served(name)
-            counts = f"{len(kept)}, {len(kept) + len(changed)}"
+        build = repr([replace(stack, layer="", embeddings=stack.embeddings[:1]) for stack in family.stacks])
+        if build not in known:
+            known[build] = ""
+            if can_be_made(name):
+                kept, changed, _ = _served(name)
+                known[build] = f"{len(kept)}, {len(kept) + len(changed)}"
+        counts = known[build]
         for stack in family.stacks:
             sites = " ".join(site.name for site in stack.sites)
             points = dict.fromkeys(point for site in stack.sites for point in site.points)
