@@ -1,5 +1,6 @@
 """Every registered family keeps its contract; the contract finds what is wrong; a host that changed is told apart."""
 
+import functools
 from dataclasses import replace
 from functools import partial
 
@@ -30,7 +31,7 @@ pytestmark = [  # what PEFT itself does
 
 
 PAIRS = [name for name, family in families().items() if len(family.stacks) > 1]
-GRAPHS = ("llama", *PAIRS[:1])
+GRAPHS = ("llama",)
 
 
 ALWAYS = ("identity-", "sites", "points", "serves-", "head-")
@@ -54,6 +55,8 @@ def test_contract(check):
     try:
         check()
     except HostCannot as reason:
+        if "nor does the host" in str(reason) and check.name.startswith(("cache-", "copies-", "lora-")):
+            raise  # rather the tiny host is not what it should be
         pytest.skip(str(reason))
 
 
@@ -231,11 +234,11 @@ def test_a_fault_is_named(registered, fault):
 CHANGING = [name for name in ("bert", "gpt2", "llama", *PAIRS[:1]) if name in families()]
 
 
-def layer_class(family):
-    """Of the family's last stack."""
+def classes(family):
+    """Of the layers of the family's last stack, and of what runs them."""
     with torch.device("meta"):
         stack = find_host(AutoModel.from_config(tiny_config(family))).stacks[-1]
-    return host_class(stack.layers[0]), stack.spec
+    return host_class(stack.layers[0]), type(stack.root), stack.spec
 
 
 def made(family):
@@ -249,14 +252,14 @@ def first_of(output, change):
     return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
-def an_extra_sublayer(cls, stack, monkeypatch):
+def an_extra_sublayer(cls, root, stack, monkeypatch):
     """That has no module of its own."""
     forward = cls.forward
     later = lambda self, h, *args, **kwargs: first_of(forward(self, h, *args, **kwargs), lambda y: y + torch.tanh(y))
     monkeypatch.setattr(cls, "forward", later)
 
 
-def an_extra_module(cls, stack, monkeypatch):
+def an_extra_module(cls, root, stack, monkeypatch):
     make = cls.__init__
 
     def init(self, *args, **kwargs):
@@ -266,7 +269,7 @@ def an_extra_module(cls, stack, monkeypatch):
     monkeypatch.setattr(cls, "__init__", init)
 
 
-def a_norm_that_moved(cls, stack, monkeypatch):
+def a_norm_that_moved(cls, root, stack, monkeypatch):
     """From around the first sublayer to the end of the layer."""
     forward, path = cls.forward, next(iter(stack.sites[0].norms.values()))
 
@@ -282,16 +285,19 @@ def a_norm_that_moved(cls, stack, monkeypatch):
     monkeypatch.setattr(cls, "forward", later)
 
 
-def a_layer_called_twice(cls, stack, monkeypatch):
-    def twice(self, h, *args, **kwargs):
-        once = nn.Module.__call__(self, h, *args, **kwargs)
-        again = once[0] if isinstance(once, tuple) else once
-        return nn.Module.__call__(self, again, *args, **kwargs)
+def layers_called_twice(cls, root, stack, monkeypatch):
+    """By a loop that is run again."""
+    forward = root.forward
 
-    monkeypatch.setattr(cls, "__call__", twice)
+    @functools.wraps(forward)
+    def twice(self, *args, **kwargs):
+        forward(self, *args, **kwargs)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(root, "forward", twice)
 
 
-def an_attribute_renamed(cls, stack, monkeypatch):
+def an_attribute_renamed(cls, root, stack, monkeypatch):
     """The first step on the way to the first norm."""
     make, name = cls.__init__, next(iter(stack.sites[0].norms.values())).partition(".")[0]
 
@@ -308,7 +314,7 @@ CHANGES = {
     an_extra_sublayer: r"with the identity scheme it computes something else \(relative difference [0-9.]+e",
     a_norm_that_moved: r"with the identity scheme it computes something else \(relative difference [0-9.]+e",
     an_extra_module: "it says nothing of 'adapter' in its layers; add a site",
-    a_layer_called_twice: r"a forward pass comes 2 times by (en|de)coder layer 0, \w+, and once is expected",
+    layers_called_twice: r"a forward pass comes 2 times by (en|de)coder layer 0, \w+, and once is expected",
     an_attribute_renamed: r"'[\w.]+' was not found in \w+: no '\w+'",
 }
 
@@ -318,7 +324,7 @@ CHANGES = {
 def test_a_host_that_changed_is_not_patched(family, change, monkeypatch):
     """As another version of transformers could: the error says what differs, and the model is left alone."""
     monkeypatch.setattr(swap, "_CLASSES", {})
-    change(*layer_class(family), monkeypatch)
+    change(*classes(family), monkeypatch)
     model = made(family)
     before = state_of(model)
     with pytest.raises(ValueError, match=f"family '{family}'.*{CHANGES[change]}"):
