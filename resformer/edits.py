@@ -25,7 +25,7 @@ def check_edits(family: Family, stack: HostStack, sites: list[Site], scheme: Sch
     if missing:
         raise ValueError(
             f"scheme {scheme.name!r} scales the weights of {', '.join(missing)}, which family {family.name!r} does not "
-            "name; add them to the `points` of its sites"
+            "name; add them to the `points` of its sites, or take another scheme"
         )
     if stack.shared and edits:
         raise ValueError(

@@ -272,7 +272,8 @@ def _changes(host: Host, stack: HostStack, sums: list[tuple[int, Site, Sum]]) ->
             enters = ("q",) if site.name == "cross" else ("q", "k", "v", "up", "gate")
             for role in enters:
                 changes += _at(host, stack, layer, site, role, torch.tensor(one.inside / stream, dtype=torch.float64))
-            if one.inside != stream and not set(enters) & set(site.points):
+            reads = {"q", "k", "v"} if site.name == "attn" else set(enters) & set(site.points)
+            if one.inside != stream and not (reads and reads <= set(site.points)):
                 raise _refusal(host, f"family {host.family.name!r} does not name the projections that read the stream")
     return changes
 

@@ -165,6 +165,8 @@ def _find_stack(model: nn.Module, base: nn.Module, spec: Stack) -> HostStack | N
         layers = [layers[number] for number in spec.order(config)]
     if _has(root, spec.final_norm) and find(root, spec.final_norm) is None:  # left out by the configuration (OPT)
         spec = replace(spec, final_norm="")
+    if spec.embed_projection and _has(root, spec.embed_projection):  # only where the widths differ (ELECTRA)
+        spec = replace(spec, embed_norm="")
     return HostStack(spec, root, layers, config)
 
 

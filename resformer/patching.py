@@ -120,6 +120,15 @@ def _probe_patched(host: Host, scheme: str) -> Tensor:
             "something reads the states between two layers, a scheme that carries a stream of several tensors from "
             "layer to layer cannot stand there; name it in the family (`Stack.between`), or take another scheme"
         ) from error
+    except RuntimeError as error:
+        dtypes = {str(p.dtype) for layer in host.layers for p in layer.parameters() if p.is_floating_point()}
+        if len(dtypes) == 1:
+            raise
+        raise ValueError(
+            f"scheme {scheme!r} cannot compute with the layers of this {type(host.model).__name__}, whose weights are "
+            f"of several kinds ({', '.join(sorted(dtypes))}: {error}); load it in one, such as dtype=torch.float32 "
+            "(transformers keeps parts of T5 in float32 where the rest is float16)"
+        ) from error
 
 
 def unpatch(model: Model) -> Model:
@@ -342,12 +351,12 @@ def detach(host: Host, *, edit_weights: bool = True) -> None:
                 own.frozen = own.bypassed = []
     freeze(host, False)
     _unhook(host.base)
-    for stack in host.stacks:
+    for stack in reversed(host.stacks):
         _detach_stack(host, stack, edit_weights)
 
 
 def _detach_stack(host: Host, stack: HostStack, edit_weights: bool) -> None:
-    for number, own in stack.residuals().items():
+    for number, own in reversed(stack.residuals().items()):
         for edit in reversed(own.edited):
             if edit_weights or edit.role == "sum":
                 divide(stack.root if edit.role == "embed" else stack.layers[number], edit)

@@ -136,6 +136,9 @@ def _plan_stack(
     if cls.start is not Scheme.start or makes_final_norm or final_norm == "moved":
         check_all_layers_run(name, stack, numbers)
 
+    if not stack.shared and any(one.edits() or set(one.points) - {"in", "values"} for ones in made for one in ones):
+        _check_own_weights(name, stack, numbers)
+
     residuals = {}
     for number, pairs, ones in zip(numbers, places, made, strict=True):
         layer = stack.layers[number]
@@ -170,6 +173,20 @@ def _plan_stack(
         calls = [other for n, other in residuals.items() if stack.layers[n] is stack.layers[number]]
         own.frozen = [path for path in own.frozen if all(path in other.frozen for other in calls)]
     return StackPlan(stack, residuals, final_norm)
+
+
+def _check_own_weights(name: str, stack: HostStack, numbers: list[int]) -> None:
+    """A `ValueError` for schemes that scale or enter the projections of each layer, where layers share some."""
+    owner: dict[int, int] = {}
+    for number in numbers:
+        for path, parameter in stack.layers[number].named_parameters():
+            first = owner.setdefault(id(parameter), number)
+            if first != number:
+                raise ValueError(
+                    f"scheme {name!r} scales weights or acts inside the sublayers of each layer, and layers {first} "
+                    f"and {number} of this {type(stack.root).__name__} share {path!r}; take a scheme that acts around "
+                    "them"
+                )
 
 
 def _check_points(host: Host, stack: HostStack, cls: type[Scheme], sites: list[Site]) -> None:

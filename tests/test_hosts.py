@@ -224,8 +224,9 @@ def projections(family: str, layer) -> dict[str, torch.Tensor]:
         others = layer.attn.c_proj, layer.mlp.c_fc, layer.mlp.c_proj
         return {"q": q, "k": k, "v": v} | dict(zip(("o", "up", "down"), (m.weight.T for m in others), strict=True))
     q, k, v = layer.attn.Wqkv.weight.split(16)
-    others = layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo
-    return {"q": q, "k": k, "v": v} | dict(zip(("o", "up", "down"), (m.weight for m in others), strict=True))
+    gate, up = layer.mlp.Wi.weight.chunk(2)  # Wi gives what is activated, and what that multiplies
+    others = {"o": layer.attn.Wo.weight, "gate": gate, "up": up, "down": layer.mlp.Wo.weight}
+    return {"q": q, "k": k, "v": v} | others
 
 
 @pytest.mark.parametrize("family", THREE)

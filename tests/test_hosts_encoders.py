@@ -8,7 +8,17 @@ import resformer
 from resformer import families
 from resformer.patching import is_patched
 from resformer.testing.contract import check_unpatch
-from resformer.testing.hosts import batch, gradients, head_for, perturb, randomize, stands, tiny_config, tiny_host
+from resformer.testing.hosts import (
+    WIDTH,
+    batch,
+    gradients,
+    head_for,
+    perturb,
+    randomize,
+    stands,
+    tiny_config,
+    tiny_host,
+)
 from resformer.testing.mechanics import check_compile, residuals
 
 TUPLES = [name for name, family in families().items() if len(family.stacks) == 1 and family.stacks[0].returns]
@@ -257,3 +267,12 @@ def test_mpnet_attends_by_distance():
     with torch.no_grad():
         model.encoder.relative_attention_bias.weight.mul_(-3)
     assert (model(**batch()).last_hidden_state - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", ["electra", "roformer", "albert"])
+@pytest.mark.parametrize("size", [12, WIDTH])
+def test_a_projection_after_the_norm_of_the_embeddings_leaves_the_stream_without(family, size):
+    """So a scheme that wants x_0 normed is made a norm; ALBERT always has the projection."""
+    model = resformer.patch(tiny_host(family, embedding_size=size), "peri_ln", init="paper")
+    made = any(name.endswith("embed_norm") for name, _ in model.named_modules())
+    assert made == (family == "albert" or size != WIDTH)

@@ -573,3 +573,17 @@ def test_described_within_eighty_columns(family, name):
     assert "3 + 2 layers" in found
     assert "encoder layers" in found
     assert "sites: attn, cross, ffn" in found
+
+
+def test_layers_of_several_dtypes_are_refused_where_they_do_not_serve():
+    """As transformers loads T5 in float16: its last projections stay in float32."""
+    model = tiny_host("t5", dtype=torch.float16)
+    for name, module in model.named_modules():
+        if name.endswith(".wo"):
+            module.float()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"several kinds \(torch.float16, torch.float32.*load it in one"):
+        resformer.patch(model, "highway")
+    assert not is_patched(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    resformer.patch(model, "rezero")

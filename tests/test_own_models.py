@@ -286,3 +286,15 @@ def test_auto_classes_know_what_is_registered_with_them(tmp_path, own_model):
         CONFIG_MAPPING._extra_content.pop("own_model")
         AutoModel._model_mapping._extra_content.pop(OwnConfig)
     assert "own" in families()
+
+
+@pytest.mark.parametrize("name", ["deepnorm", "sub_ln"])
+def test_layers_that_share_a_part_are_not_scaled_twice(name):
+    register_family(own_family())
+    model = net()
+    model.blocks[1].mlp = model.blocks[0].mlp
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"layers 0 and 1 of this Net share 'mlp\.0\.weight'"):
+        resformer.patch(model, name, init="paper")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    resformer.unpatch(resformer.patch(model, "highway"))

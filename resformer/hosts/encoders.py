@@ -53,7 +53,9 @@ BERT = Stack(
     sites=(_attention("attention", SELF), _attention("crossattention", CROSS), FFN),
 )
 ROBERTA = replace(BERT, layer="transformers.models.roberta.modeling_roberta.RobertaLayer")
-ELECTRA = replace(BERT, layer="transformers.models.electra.modeling_electra.ElectraLayer")
+ELECTRA = replace(
+    BERT, layer="transformers.models.electra.modeling_electra.ElectraLayer", embed_projection="embeddings_project"
+)
 XLM_ROBERTA = replace(BERT, layer="transformers.models.xlm_roberta.modeling_xlm_roberta.XLMRobertaLayer")
 CAMEMBERT = replace(BERT, layer="transformers.models.camembert.modeling_camembert.CamembertLayer")
 ERNIE = replace(BERT, layer="transformers.models.ernie.modeling_ernie.ErnieLayer")
@@ -97,6 +99,7 @@ ROTARY = SHOWN | {"sinusoidal_pos": "sinusoidal_pos"}
 ROFORMER = replace(
     BERT,
     layer="transformers.models.roformer.modeling_roformer.RoFormerLayer",
+    embed_projection="embeddings_project",
     embeddings=("embeddings.word_embeddings", "embeddings.token_type_embeddings"),
     sites=(
         _attention("attention", SELF | ROTARY, extra=False),
@@ -223,7 +226,11 @@ MODERNBERT = Stack(
             "ffn",
             calls=("mlp",),
             norms={"pre": "mlp_norm"},
-            points={"up": Projection("mlp.Wi"), "down": Projection("mlp.Wo")},  # up: gate and value, fused
+            points={
+                "gate": Projection("mlp.Wi", 0, 2),
+                "up": Projection("mlp.Wi", 1, 2),
+                "down": Projection("mlp.Wo"),
+            },
         ),
     ),
 )
@@ -264,6 +271,7 @@ ALBERT = Stack(
     layers="encoder.albert_layer_groups.*.albert_layers",
     order=_albert_order,
     embed_norm="embeddings.LayerNorm",
+    embed_projection="encoder.embedding_hidden_mapping_in",
     embeddings=("embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings"),
     sites=(
         Site(

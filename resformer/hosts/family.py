@@ -74,6 +74,7 @@ class Stack:
     root: str = ""  # path from the base model
     final_norm: str = ""
     embed_norm: str = ""
+    embed_projection: str = ""  # what may stand between that norm and the layers, whose input then has no norm
     embeddings: tuple[str, ...] = ()  # the tables whose sum opens the stack
     heads: str = "num_attention_heads"  # the number of heads: of the configuration, or else a path from the layer
     by_layer: tuple[str, ...] = ()  # of the configuration, what may be a list with an entry for each layer
