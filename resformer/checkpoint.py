@@ -108,6 +108,8 @@ def outline(path: str) -> PreTrainedModel:
             raise
         hint = "Nor is there a folder of this name, or a checkpoint on the hub, as far as it can be reached "
         raise unknown("family", path, families(), hint=f"{hint}({str(error).splitlines()[0]})") from None
+    except Exception as error:  # of what checks the values of a configuration
+        raise ValueError(f"the configuration of {path!r} cannot be read: {error}") from error
     settings = getattr(config, "resformer", None)
     named = (getattr(transformers, name, None) for name in config.architectures or ())
     cls = next((found for found in named if isinstance(found, type) and issubclass(found, PreTrainedModel)), None)

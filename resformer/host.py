@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -183,7 +184,17 @@ def _layers_found(model: nn.Module) -> str:
     layers = [layer for one in lists for layer in one if any(True for _ in layer.children())]
     names = {class_name(host_class(layer)) for layer in layers}
     likely = {name for name in names if name.endswith(("Layer", "Block"))} or names
-    return f"Its layer classes: {', '.join(sorted(likely)) or 'none found'}."
+    found = f"Its layer classes: {', '.join(sorted(likely)) or 'none found'}."
+    for family in families().values():
+        for spec in family.stacks:
+            if any(spec.is_of(host_class(layer)) for layer in layers):
+                path = ".".join(part for part in (spec.root, spec.layers) if part)
+                return (
+                    f"{found} These are of family {family.name!r}, which looks for them at {path!r}: patch the model "
+                    "or the part that has them there (of an encoder-decoder the whole, with layers={'decoder': ...} "
+                    "for one stack)."
+                )
+    return found
 
 
 def _value(model: nn.Module, key: str) -> Any:
@@ -214,13 +225,40 @@ def _check_paths(family: Family, stack: HostStack) -> None:
         raise ValueError(f"family {family.name!r} does not fit {type(stack.root).__name__}: {error}") from None
     calls = [path for site in spec.sites for part in site.parts or (site,) for path in part.calls]
     paths = [*calls, *(path for site in spec.sites for path in site.norms.values())]
+    theirs = host_class(layer).__module__.startswith("transformers.")  # whose layers have members without a use
     for name, child in layer.named_children():
         known = any(path.split(".")[0] == name for path in paths) or name == "resformer"
-        if not known and any(True for _ in child.parameters()):
+        if not known and (not theirs or any(True for _ in child.parameters())):
             raise ValueError(
                 f"family {family.name!r} does not fit {type(stack.root).__name__}: it says nothing of {name!r} in its "
-                "layers; add a site for it"
+                "layers; add a site for it, or a step to the `calls` of one (dropout is one)"
             )
+    for name, _ in layer.named_parameters(recurse=False):
+        raise ValueError(
+            f"family {family.name!r} does not fit {type(stack.root).__name__}: its layers have a parameter {name!r} "
+            "of their own, which no site uses; put it into a module that a site calls"
+        )
+    _check_arguments(family, stack, layer, strict=not theirs)
+
+
+def _check_arguments(family: Family, stack: HostStack, layer: nn.Module, *, strict: bool) -> None:
+    """A `ValueError` for arguments that the layer does not take, and, if strict, for those that no site hands on."""
+    cls: Any = host_class(layer)
+    parameters = list(inspect.signature(inspect.unwrap(cls.forward)).parameters.values())[2:]
+    named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    parts = [part for site in stack.spec.sites for part in site.parts or (site,)]
+    passed = {name for part in parts for name in part.passes.values()} | {part.when for part in parts if part.when}
+    some = len(named) < len(parameters)  # takes any others, too
+    if not some and (unknown_names := sorted(passed - set(named))):
+        raise ValueError(
+            f"family {family.name!r} passes {unknown_names[0]!r} on, which the layers of this "
+            f"{type(stack.root).__name__} do not take; they take {', '.join(named) or 'the states alone'}"
+        )
+    if strict and (lost := [name for name in named if name not in passed]):
+        raise ValueError(
+            f"family {family.name!r} does not fit {type(stack.root).__name__}: its layers take {lost[0]!r}, and no "
+            "site hands it on; name it in the `passes` of the sites that use it"
+        )
 
 
 def _check_forwards(model: nn.Module, base: nn.Module, stack: HostStack) -> None:

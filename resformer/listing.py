@@ -95,6 +95,7 @@ def hosts_table() -> Table:
         "a family, a folder with a checkpoint, or a hub id"
     )
     table.caption_justify = "left"
+    table.columns[0].no_wrap = True  # a name that can be copied
     return table
 
 

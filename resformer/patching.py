@@ -62,6 +62,8 @@ def patch(
     Returns the same model. Raises a ValueError, and leaves the model as it was, if the scheme, an option or the
     model's class is unknown, if it is patched already, or if the scheme cannot preserve this host.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("parameters that are made in torch.inference_mode() cannot be trained; patch outside of it")
     host = find_host(model)
     if (found := settings_of(model)) is not None:
         raise ValueError(
@@ -113,12 +115,14 @@ def patch(
 
 def _probe_patched(host: Host, scheme: str) -> Tensor:
     try:
-        return probe(host)
-    except (AttributeError, TypeError) as error:  # of code that expects a tensor
+        with _watching(host):
+            return probe(host)
+    except (AttributeError, TypeError, _StreamLostError) as error:  # of code that expects a tensor
         raise ValueError(
             f"with scheme {scheme!r} this {type(host.model).__name__} fails ({type(error).__name__}: {error}): if "
             "something reads the states between two layers, a scheme that carries a stream of several tensors from "
-            "layer to layer cannot stand there; name it in the family (`Stack.between`), or take another scheme"
+            "layer to layer cannot stand there; have the layers take what the layers before them return (a module "
+            "between them is named in `Stack.between`), or take another scheme"
         ) from error
     except RuntimeError as error:
         dtypes = {str(p.dtype) for layer in host.layers for p in layer.parameters() if p.is_floating_point()}
@@ -129,6 +133,35 @@ def _probe_patched(host: Host, scheme: str) -> Tensor:
             f"of several kinds ({', '.join(sorted(dtypes))}: {error}); load it in one, such as dtype=torch.float32 "
             "(transformers keeps parts of T5 in float32 where the rest is float16)"
         ) from error
+
+
+class _StreamLostError(Exception):
+    """A layer was not given what the one before it returned."""
+
+
+@contextmanager
+def _watching(host: Host) -> Iterator[None]:
+    """Meanwhile each layer must be given the very tuple, if it is one, that the layer before it returned."""
+    hooks = []
+    for stack in host.stacks:
+        before: list[Any] = [None]
+
+        def entering(module: Any, args: Any, kwargs: Any, before: list[Any] = before) -> None:
+            given = args[0] if args else next(iter(kwargs.values()))
+            if isinstance(before[0], tuple) and given is not before[0]:
+                raise _StreamLostError("a layer is not given what the layer before it returned")
+
+        def leaving(module: Any, args: Any, output: Any, before: list[Any] = before, stack: Any = stack) -> None:
+            before[0] = output[0] if stack.spec.returns else output
+
+        for layer in {id(layer): layer for layer in stack.layers}.values():
+            hooks.append(layer.register_forward_pre_hook(entering, with_kwargs=True))
+            hooks.append(layer.register_forward_hook(leaving))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def unpatch(model: Model) -> Model:

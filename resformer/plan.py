@@ -57,7 +57,7 @@ def choose_layers(host: Host, layers: Layers | dict[str, Layers]) -> Chosen:
     elif layers is not None and len(names) > 1:
         raise ValueError(
             f"this {type(host.model).__name__} has two stacks; say of which the layers are, such as "
-            f"layers={{'decoder': {layers!r}}}"
+            f"layers={{'decoder': range(0, {len(host.stacks[-1].layers)})}}; got {layers!r}"
         )
     wanted = layers if isinstance(layers, dict) else dict.fromkeys(names, layers)
     stacks = {stack.spec.name: stack for stack in host.stacks if stack.spec.name in wanted}
@@ -133,7 +133,7 @@ def _plan_stack(
         for slot in _wanted(one, placement, stack, site)
     }
     final_norm, makes_final_norm = _final_norm(cls, stack, numbers, "final" in kept)
-    if cls.start is not Scheme.start or makes_final_norm or final_norm == "moved":
+    if cls.streams() or makes_final_norm or final_norm == "moved":
         check_all_layers_run(name, stack, numbers)
 
     if not stack.shared and any(one.edits() or set(one.points) - {"in", "values"} for ones in made for one in ones):

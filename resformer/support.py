@@ -54,7 +54,7 @@ def _refusal_of(host: Host, scheme: str, init: str, layers: Any) -> str | None:
 
 def _broken(host: Host, cls: type[Scheme]) -> str | None:
     """Why a scheme that carries a stream cannot in this model, for what its family does not know: skipped layers."""
-    if cls.start is Scheme.start:
+    if not cls.streams():
         return None
     try:
         for stack in host.stacks:

@@ -112,7 +112,7 @@ MISFITS = {
     "a site is missing": (with_stack(sites=(ATTN,)), "says nothing of 'norm2' in its layers; add a site"),
     "the sites are in another order": (with_stack(sites=(FFN, ATTN)), "it computes something else"),
     "a norm is in another slot": (with_site(norms={"out": "norm1"}), "it computes something else .relative difference"),
-    "an argument is not passed": (with_site(passes={}), "it computes something else"),
+    "an argument is not passed": (with_site(passes={}), "no site hands it on"),
     "a parameter that is not there": (with_site(passes={"msk": "mask"}), "the sublayers fail.*'msk'"),
     "no probe": (replace(own_family(), probe=None), "needs a `probe`"),
     "a probe that fails": (replace(own_family(), probe=failing), "probe of family 'mine' failed .* no such input"),
@@ -383,3 +383,15 @@ def test_a_hybrid_is_patched_in_its_attention_layers_alone(tmp_path):
     assert torch.equal(loaded(**batch()).last_hidden_state, changed)
     resformer.unpatch(loaded)
     resformer.patch(loaded, "hyper_connections", layers=[3])
+
+
+def test_values_of_the_first_layer_need_every_layer_too():
+    model = tiny_host("opt")
+    model.config.layerdrop = model.decoder.layerdrop = 0.5
+    with pytest.raises(ValueError, match="needs every layer of a forward pass"):
+        resformer.patch(model, "value_residual")
+
+
+def test_a_part_of_a_model_leads_to_the_whole():
+    with pytest.raises(ValueError, match=r"of family 't5', which looks for them at 'encoder\.block': patch the model"):
+        resformer.patch(tiny_host("t5").encoder, "highway")

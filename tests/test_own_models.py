@@ -1,6 +1,7 @@
 """A user's own model, from its spec to a checkpoint: a plain module, and a PreTrainedModel of one's own."""
 
 import copy
+import dataclasses
 import io
 
 import pytest
@@ -298,3 +299,70 @@ def test_layers_that_share_a_part_are_not_scaled_twice(name):
         resformer.patch(model, name, init="paper")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     resformer.unpatch(resformer.patch(model, "highway"))
+
+
+class WithDropout(Block):
+    def __init__(self, width, heads):
+        super().__init__(width, heads)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x, mask=None):
+        return self.drop(super().forward(x, mask))
+
+
+class WithScale(Block):
+    def __init__(self, width, heads):
+        super().__init__(width, heads)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, mask=None):
+        return self.scale * super().forward(x, mask)
+
+
+class Unpacking(Net):
+    """Takes the first of what a layer returns, as much code does."""
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for block in self.blocks:
+            out = block(x)
+            x = out[0] if isinstance(out, tuple) else out
+        return self.norm(x)
+
+
+@pytest.mark.parametrize(("block", "said"), [(WithDropout, "nothing of 'drop'"), (WithScale, "a parameter 'scale'")])
+def test_what_a_layer_has_and_no_site_uses_is_named(block, said):
+    register_family(own_family(block))
+    with pytest.raises(ValueError, match=said):
+        resformer.patch(net(block), "highway")
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [({}, "take 'mask', and no site hands it on"), ({"mask": "msk"}, "passes 'msk' on, which")],
+)
+def test_arguments_have_to_be_handed_on_by_the_names_of_the_layer(passes, said):
+    family = own_family()
+    attention, feed_forward = family.stacks[0].sites
+    changed = dataclasses.replace(family.stacks[0], sites=(dataclasses.replace(attention, passes=passes), feed_forward))
+    register_family(dataclasses.replace(family, stacks=(changed,)))
+    with pytest.raises(ValueError, match=said):
+        resformer.patch(net(), "highway")
+
+
+@pytest.mark.parametrize("name", ["resi_dual", "x0_mix", "hyper_connections", "denseformer", "laurel"])
+def test_a_loop_that_takes_streams_apart_is_refused(name):
+    register_family(own_family())
+    torch.manual_seed(0)
+    model = Unpacking().double().eval()
+    before = model(IDS)
+    with pytest.raises(ValueError, match="not given what the layer before it returned"):
+        resformer.patch(model, name, init="paper")
+    assert torch.equal(model(IDS), before)
+    resformer.patch(model, "highway")
+
+
+def test_patching_in_inference_mode_is_refused():
+    register_family(own_family())
+    with torch.inference_mode(), pytest.raises(ValueError, match="patch outside of it"):
+        resformer.patch(net(), "highway")

@@ -105,6 +105,7 @@ class Scheme(nn.Module):
     stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")  # where it can stand; elsewhere it is refused
     widens: ClassVar[bool] = False  # joins a branch of another width than the stream's: `ResidualStack` only
     opens_as_given: ClassVar[bool] = True  # the first site reads what enters the stack; a host may leave its norm out
+    carries: ClassVar[bool] = False  # hands a stream of its own to the next layer, without a `start` of its own
     readout: ClassVar[bool] = False  # adds after the final norm: `finish` is given it, also where the host has its own
     norms: ClassVar[Any] = None  # None: the host's own; or a method -> subset of {"embed" "pre" "out" "post" "final"}
     calibrates: bool = False  # takes values from a batch (`calibrate`), with these options and this init
@@ -118,6 +119,11 @@ class Scheme(nn.Module):
                 f"`resformer schemes {self.name}` says why"
             )
         self.place, self.init = place, init
+
+    @classmethod
+    def streams(cls) -> bool:
+        """Whether more goes from layer to layer than the host's states: then none may be left out."""
+        return cls.carries or cls.start is not Scheme.start
 
     def start(self, h: Tensor) -> Stream:
         """(B T D) -> stream, at the first site of the stack."""

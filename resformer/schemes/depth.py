@@ -315,6 +315,7 @@ class ValueResidual(Scheme):
 
     preserves = ("post", "pre")
     points = ("values",)
+    carries = True  # the first values
 
     def __init__(self, place: Place, *, init: str = "preserve"):
         super().__init__(place, init=init)
