@@ -87,7 +87,8 @@ def find_host(model: nn.Module) -> Host:
             continue
         for stack in stacks:
             _check_paths(family, stack)
-            _check_forwards(model, base, stack)
+            if not stack.residuals():  # accelerate gives a patched model a forward of its own for mixed precision
+                _check_forwards(model, base, stack)
         if family.probe is None and not isinstance(model, PreTrainedModel):
             raise ValueError(
                 f"family {family.name!r} needs a `probe`, a function from the model to a tensor that it computes: "

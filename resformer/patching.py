@@ -278,7 +278,8 @@ def attach(host: Host, plan: Plan, *, edit_weights: bool = True) -> None:
     """Carry the plan out."""
     scaled = {part.stack.spec.name for part in plan.stacks if 0 in part.residuals}
     others = [stack for stack in host.stacks if stack.spec.name not in scaled]
-    embedded = {id(find(stack.root, f"{path}.weight")) for stack in others for path in stack.spec.embeddings}
+    tables = [find(stack.root, path) for stack in others for path in stack.spec.embeddings]
+    embedded = {id(table.weight) for table in tables if table is not None}
     for part in plan.stacks:
         _attach_stack(host, part, edit_weights, embedded)
     freeze(host, True)

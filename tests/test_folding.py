@@ -110,7 +110,12 @@ REFUSED = [
     ("bert", "rezero", {}, "norms act elsewhere"),  # its paper has none
     ("gpt2", "sub_ln", {}, "acts inside the sublayer"),
     ("gpt2", "ode", {}, "does not see the stream itself, once"),
-    ("electra", "deepnorm", {}, "differs by"),  # a projection stands between the embeddings' norm and the layers
+    (
+        "electra",
+        "deepnorm",
+        {},
+        "no norm follows the embeddings",
+    ),  # a projection stands between the embeddings' norm and the layers
 ]
 
 

@@ -32,10 +32,10 @@ V3 = {  # as DeBERTa-v3 has it: distances in buckets, their embeddings normed, k
 }
 CONV = V3 | {"conv_kernel_size": 3, "conv_act": "gelu"}  # as DeBERTa-v2-xlarge
 KINDS = {
-    "v3": ("deberta-v2", V3),
-    "v2-conv": ("deberta-v2", CONV),
-    "v2-plain": ("deberta-v2", {"relative_attention": False, "pos_att_type": None, "type_vocab_size": 2}),
-    "v2-same-width": ("deberta-v2", V3 | {"embedding_size": WIDTH, "share_att_key": False}),
+    "v3": ("deberta_v2", V3),
+    "v2-conv": ("deberta_v2", CONV),
+    "v2-plain": ("deberta_v2", {"relative_attention": False, "pos_att_type": None, "type_vocab_size": 2}),
+    "v2-same-width": ("deberta_v2", V3 | {"embedding_size": WIDTH, "share_att_key": False}),
     "v1": ("deberta", {"pos_att_type": "p2c|c2p", "max_relative_positions": 5}),
     "v1-talking": ("deberta", {"talking_head": True, "pos_att_type": "c2p"}),
 }
@@ -162,7 +162,7 @@ def test_a_text_has_the_same_states_alone_as_padded_in_a_batch(kind, name):
 
 
 @pytest.mark.parametrize("name", ["highway", "denseformer", "mhc", "ode"])
-@pytest.mark.parametrize("family", ["deberta-v2", "deberta"])
+@pytest.mark.parametrize("family", ["deberta_v2", "deberta"])
 def test_mechanics(family, name):
     """Gradient checkpointing, in both modes, among them."""
     for title, check in mechanics.MECHANICS.items():
@@ -185,8 +185,8 @@ def test_hidden_states_are_states_and_not_streams(kind):
 
 
 def test_one_graph():
-    mechanics.check_compile("deberta-v2", "denseformer", {})
-    mechanics.check_export("deberta-v2", "denseformer", {})
+    mechanics.check_compile("deberta_v2", "denseformer", {})
+    mechanics.check_export("deberta_v2", "denseformer", {})
 
 
 def test_checkpointing_of_a_history_with_distances():
@@ -223,7 +223,7 @@ def test_growing_and_folding(kind):
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
-@pytest.mark.parametrize("family", ["deberta-v2", "deberta"])
+@pytest.mark.parametrize("family", ["deberta_v2", "deberta"])
 def test_values_are_out_of_reach(family):
     check_refuses(family, "value_residual", {}, "paper")
     with pytest.raises(ValueError, match=f"acts on the values of self-attention, and family '{family}' names no site"):
@@ -238,7 +238,7 @@ def test_queries_of_the_first_version_get_their_bias_later():
 
 
 def test_gradient_flow_is_refused():
-    model = resformer.patch(tiny_host("deberta-v2", AutoModelForSequenceClassification), "highway")
+    model = resformer.patch(tiny_host("deberta_v2", AutoModelForSequenceClassification), "highway")
     with pytest.raises(ValueError, match="whose layers return their states alone"):
         gradient_norms(model, batch(labels=True))
 

@@ -85,7 +85,7 @@ def test_hidden_states_of_tuples_in_both_forms(family, name):
     """With return_dict on and off the same states and attentions, none of them with a stream beside it."""
     model = patched(family, name)
     wanted = {"output_hidden_states": True, "output_attentions": True}
-    given = batch(padded=True)
+    given = batch(padded=True) | ({"use_cache": False} if hasattr(model.config, "use_cache") else {})
     found, plain = model(**given, **wanted), model(**given, **wanted, return_dict=False)
     assert [type(state) for state in found.hidden_states] == [torch.Tensor] * 4
     assert {tuple(state.shape) for state in found.hidden_states} == {(2, 7, 16)}

@@ -14,7 +14,7 @@ from resformer.schemes import Place
 from resformer.schemes.base import Branch
 from resformer.testing.hosts import attentions, batch, randomize, tiny_host
 
-ENCODERS = [name for name, family in families().items() if family.stacks[0].name == "encoder"]
+ENCODERS = [name for name, family in families().items() if [stack.name for stack in family.stacks] == ["encoder"]]
 
 
 def make(name: str, init: str = "paper", width: int = 64, **options):

@@ -90,7 +90,7 @@ def test_fixup_scales_and_zeroes_weights(family):
     for before, after in zip(layers_of(family, host), layers_of(family, patched), strict=True):
         there = projections(family, after)
         for role, weight in projections(family, before).items():
-            torch.testing.assert_close(there[role], gains[role] * weight, rtol=1e-12, atol=0)
+            torch.testing.assert_close(there[role], gains.get(role, 1.0) * weight, rtol=1e-12, atol=0)
     resformer.unpatch(patched)
     assert all(torch.equal(a, b) for a, b in zip(host.parameters(), patched.parameters(), strict=True))
 
@@ -125,7 +125,9 @@ def test_t_fixup_scales_weights(family):
     for before, after in zip(layers_of(family, host), layers_of(family, patched), strict=True):
         there = projections(family, after)
         for role, weight in projections(family, before).items():
-            torch.testing.assert_close(there[role], (1 if role in "qk" else gain) * weight, rtol=1e-12, atol=0)
+            torch.testing.assert_close(
+                there[role], (1 if role in ("q", "k", "gate") else gain) * weight, rtol=1e-12, atol=0
+            )
 
 
 @pytest.mark.parametrize(
