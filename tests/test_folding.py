@@ -115,7 +115,7 @@ REFUSED = [
         "deepnorm",
         {},
         "no norm follows the embeddings",
-    ),  # a projection stands between the embeddings' norm and the layers
+    ),  # but a projection between
 ]
 
 

@@ -17,6 +17,7 @@ from transformers import (
 
 import resformer
 from resformer.diagnostics.gradient_flow import gradient_norms
+from resformer.host import find_host
 from resformer.optim import param_groups, scheme_parameters
 from resformer.schedule import progress
 from resformer.schemes.placement import MixLN
