@@ -93,7 +93,7 @@ def net_of_deberta(twin, patched, given, slots, name):
     real, encoder = given["attention_mask"].bool(), twin.encoder
     points, rule_at = INSIDE.get(name, ("", None))
     for layer, theirs in zip(encoder.layer, patched.encoder.layer, strict=True):
-        for site in families()[twin.config.model_type].stacks[0].sites:
+        for site in families()[twin.config.model_type.replace("-", "_")].stacks[0].sites:
             for point in set(points.split()) & set(site.points):
                 linear, path = layer.get_submodule(site.points[point].path), site.points[point].path
                 call = Call(rule_at(dict(getattr(theirs.resformer, site.name).named_parameters()), point), 0, 1)
