@@ -42,8 +42,8 @@ INTENDED = {
     "test_model_weights_reload_no_missing_tied_weights": "overwrites model.safetensors, likewise",
     "test_can_init_all_missing_weights": "loads no weights; without the scheme's, resformer refuses",
 }
-AUTO = ("Model", "ModelForCausalLM", "ModelForMaskedLM", "ModelForSeq2SeqLM", "ModelForSequenceClassification")
-AUTO += ("ModelForTokenClassification", "ModelForQuestionAnswering", "ModelForMultipleChoice")
+BOTH = ("Model", "ModelForSeq2SeqLM", "ModelForSequenceClassification", "ModelForQuestionAnswering")
+AUTO = (*BOTH, "ModelForCausalLM", "ModelForMaskedLM", "ModelForTokenClassification", "ModelForMultipleChoice")
 TOP = Path(__file__).resolve().parents[1]
 RUN = "RESFORMER_COMMON_TESTS"  # in the environment of pytest: the family and the scheme
 
@@ -54,7 +54,7 @@ RUN = "RESFORMER_COMMON_TESTS"  # in the environment of pytest: the family and t
 class Tester:
     """What transformers' tests ask about a model: a configuration, inputs, and their sizes."""
 
-    batch_size, seq_length, num_choices, num_hidden_layers, is_training = 4, 7, 3, 2, True
+    batch_size, seq_length, num_choices, num_hidden_layers, is_training = 7, 7, 3, 2, True
 
     def __init__(self, family: str, settings: dict[str, Any] | None = None):
         self.family, self.settings = family, settings
@@ -65,7 +65,8 @@ class Tester:
         from resformer.testing.hosts import tiny_config
 
         # weights that are large enough for what tests change to be seen in what such small models compute
-        config = tiny_config(self.family, layers=self.num_hidden_layers, dropout=0.1, initializer_range=0.1)
+        depth = {"layers": self.num_hidden_layers, "num_hidden_layers": self.num_hidden_layers}  # of both stacks
+        config = tiny_config(self.family, **depth, dropout=0.1, initializer_range=0.1)
         if self.settings is not None:
             config.resformer = copy.deepcopy(self.settings)  # as that of every patched model
         return config
@@ -75,6 +76,9 @@ class Tester:
 
         config = self.get_config()
         ids = torch.randint(3, config.vocab_size, (self.batch_size, self.seq_length))
+        if config.eos_token_id is not None:  # one, at the end: heads of encoder-decoders read the state there
+            ids[ids == config.eos_token_id] = 3
+            ids[:, -1] = config.eos_token_id
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if config.is_encoder_decoder:
             given |= {"decoder_input_ids": ids.flip(1), "decoder_attention_mask": torch.ones_like(ids)}
@@ -92,11 +96,12 @@ def make_case(family: str, settings: dict[str, Any] | None) -> type:
     common = importlib.import_module("tests.test_modeling_common")
 
     config = Tester(family).get_config()
-    mappings = [getattr(transformers, f"Auto{name}")._model_mapping for name in AUTO]
+    heads = BOTH if config.is_encoder_decoder else AUTO  # other heads have one stack, where the tests expect both
+    mappings = [getattr(transformers, f"Auto{name}")._model_mapping for name in heads]
     models = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
     body = {
         "all_model_classes": tuple(dict.fromkeys(models)),
-        "is_encoder_decoder": getattr(config, "is_encoder_decoder", False),
+        "is_encoder_decoder": config.is_encoder_decoder,
         "test_can_init_all_missing_weights_before_2023": True,
         "test_generation_tester_mixin_inheritance": None,  # asks for the generation tests
         "setUp": lambda self: setattr(self, "model_tester", Tester(family, settings)),
