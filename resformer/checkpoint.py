@@ -66,6 +66,8 @@ def install() -> None:
             return from_pretrained(path, cls, config=config, **kwargs)
         raw, _ = PretrainedConfig.get_config_dict(path, **_hub_arguments(kwargs))
         if "resformer" in raw:
+            if args:
+                raise ValueError(f"{cls.__name__} of a patched checkpoint takes no positional arguments, got {args!r}")
             return from_pretrained(path, cls, config=config, **kwargs)
         if config is not None:
             raise ValueError(
@@ -99,7 +101,7 @@ def outline(path: str) -> PreTrainedModel:
 
     Raises a ValueError where there is no checkpoint, or none of a model that transformers knows.
     """
-    if Path(path).exists() and not (Path(path) / "config.json").is_file():
+    if not path or (Path(path).exists() and not (Path(path) / "config.json").is_file()):
         raise ValueError(f"{path!r} holds no config.json; give the folder of a transformers checkpoint")
     try:
         config = read_config(path)
@@ -107,7 +109,9 @@ def outline(path: str) -> PreTrainedModel:
         if Path(path).exists():
             raise
         hint = "Nor is there a folder of this name, or a checkpoint on the hub, as far as it can be reached "
-        raise unknown("family", path, families(), hint=f"{hint}({str(error).splitlines()[0]})") from None
+        raise unknown(
+            "family", path, families(), f"{hint}({str(error).splitlines()[0]})", listed="resformer hosts"
+        ) from None
     except Exception as error:  # of what checks the values of a configuration
         raise ValueError(f"the configuration of {path!r} cannot be read: {error}") from error
     settings = getattr(config, "resformer", None)
@@ -189,9 +193,7 @@ def _concrete(auto: type, config: PretrainedConfig) -> type:
             f"auto must be an AutoModel class, or the model class of a {type(config).__name__}, got {auto!r}"
         )
     if type(config) not in mapping:
-        raise ValueError(
-            f"{auto.__name__} knows no model for a {type(config).__name__}; families: {', '.join(families())}"
-        )
+        raise ValueError(f"{auto.__name__} knows no model for a {type(config).__name__}; take another Auto class")
     return mapping[type(config)]
 
 
@@ -223,7 +225,10 @@ def _load(cls: type, path: Any, config: Any, settings: dict[str, Any], kwargs: d
     # a new head may bring weights of its own, a layer may not
     inside = [f".{stack.spec.layers.partition('.*.')[0]}." for stack in host.stacks]
     lost = [key for key in info["missing_keys"] if any(path in f".{key}" for path in inside)]
-    stray = [key for key in info["unexpected_keys"] if ".resformer." in key]
+    here = [stack.spec.name for stack in host.stacks]  # BART's decoder alone leaves the encoder out
+    absent = [f"{stack.root}.{stack.layers}." for stack in host.family.stacks if stack.name not in here]
+    unknown_keys = [key for key in info["unexpected_keys"] if not any(path in key for path in absent)]
+    stray = [key for key in unknown_keys if ".resformer." in key]
     other = [key for key, *_ in info["mismatched_keys"] if ".resformer." in key]
     if lost or stray or other:
         weights = "state_dict" if path is None else str(path)

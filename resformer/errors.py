@@ -4,10 +4,13 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def unknown(kind: str, name: object, known: Iterable[str], hint: str = "", of: str = "") -> ValueError:
-    """A `ValueError` that says what was given, the nearest known names, and all of them."""
+def unknown(
+    kind: str, name: object, known: Iterable[str], hint: str = "", of: str = "", listed: str = ""
+) -> ValueError:
+    """A `ValueError` that says what was given, the nearest known names, and all of them, or where they are listed."""
     names = sorted(known)
     near = get_close_matches(str(name), names, n=2, cutoff=0.5)
     guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     owner = f" of {of}" if of else ""
-    return ValueError(f"unknown {kind} {name!r}{owner}.{guess} Known: {', '.join(names)}.{' ' + hint if hint else ''}")
+    known_ones = f"{len(names)}, see `{listed}`" if listed else ", ".join(names)
+    return ValueError(f"unknown {kind} {name!r}{owner}.{guess} Known: {known_ones}.{' ' + hint if hint else ''}")

@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from resformer.errors import unknown
 from resformer.hosts.family import Family, Site, Stack, class_name, families
 from resformer.layer import Residual, find, settings_of
 from resformer.swap import host_class
@@ -95,13 +95,13 @@ def find_host(model: nn.Module) -> Host:
                 f"a {type(model).__name__} is no transformers model, and patching is checked by what it computes"
             )
         return Host(model, base, family, stacks)
-    raise unknown(
-        "family of model",
-        type(model).__name__,
-        families(),
-        hint=" ".join([*reasons, _layers_found(model)]) + " Layers are matched by their exact class, since a subclass "
-        "may compute something else; to add a family: resformer.register_family. For plain torch sublayers there is "
-        "resformer.ResidualStack.",
+    near = get_close_matches(str(_value(model, "model_type")), families(), n=2, cutoff=0.7)
+    guess = f"The nearest by name: {', '.join(near)}." if near else ""
+    raise ValueError(
+        f"no family describes this {type(model).__name__}; `resformer hosts` lists {len(families())}. "
+        + " ".join(filter(None, [guess, *reasons, _layers_found(model)]))
+        + " Layers are matched by their exact class, since a subclass may compute something else; to add a family: "
+        "resformer.register_family. For plain torch sublayers there is resformer.ResidualStack."
     )
 
 
@@ -185,6 +185,8 @@ def _layers_found(model: nn.Module) -> str:
     layers = [layer for one in lists for layer in one if any(True for _ in layer.children())]
     names = {class_name(host_class(layer)) for layer in layers}
     likely = {name for name in names if name.endswith(("Layer", "Block"))} or names
+    if any(len(one) == 0 for one in lists) and not likely:
+        return "Its list of layers is empty."
     found = f"Its layer classes: {', '.join(sorted(likely)) or 'none found'}."
     for family in families().values():
         for spec in family.stacks:
@@ -285,6 +287,22 @@ def probe(host: Host) -> Tensor:
             f"{type(found).__name__}"
         )
     return found.clone()
+
+
+@contextmanager
+def unlike(model: nn.Module) -> Iterator[None]:
+    """Meanwhile no two of the model's vectors are equal. In a fresh model all norms are, and a spec that takes one for
+    another would go unseen."""
+    vectors = [p for p in model.parameters() if p.ndim == 1 and p.is_floating_point()]
+    originals = [p.data for p in vectors]
+    for number, p in enumerate(vectors):
+        phase = torch.arange(p.numel(), device=p.device, dtype=torch.float32) + number
+        p.data = (p.data + 0.1 * phase.cos()).to(p.dtype)
+    try:
+        yield
+    finally:
+        for p, original in zip(vectors, originals, strict=True):
+            p.data = original
 
 
 def first_probe(host: Host) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from resformer import adapters, saving, trainer  # noqa: F401  (they teach PEFT and transformers about patched models)
 from resformer.attention import attending, route, unroute
 from resformer.edits import divide, edits_of, groups_of, multiply
-from resformer.host import Host, HostStack, check_identity, difference, find_host, first_probe, probe, sharded
+from resformer.host import Host, HostStack, check_identity, difference, find_host, first_probe, probe, sharded, unlike
 from resformer.hosts.family import Projection, Site
 from resformer.layer import (
     Calls,
@@ -74,21 +74,24 @@ def patch(
         raise ValueError("this model has no weights yet (device 'meta'); load it before patching it")
     chosen = choose_layers(host, layers)
     plan = make_plan(host, scheme, init, placement, chosen, options)
+    two = len(host.stacks) > 1
     settings = {
         "version": VERSION,
         "host": getattr(getattr(model, "config", None), "model_type", None),
         "scheme": scheme,
         "init": init,
         "placement": plan.placement,
-        "layers": None if layers is None else _recorded(chosen, by_stack=isinstance(layers, dict)),
+        "layers": _recorded(chosen, by_stack=two or isinstance(layers, dict)) if two or layers is not None else None,
         "options": options,
     }
     expected = first_probe(host)
+    with unlike(model):
+        told = probe(host)
     try:
         trial = make_plan(host, "identity", "preserve", None, chosen, {})
         attach(host, trial)
-        with counted(trial) as visits, _called(plan) as points:
-            check_identity(host, expected)
+        with counted(trial) as visits, _called(plan) as points, unlike(model):
+            check_identity(host, told)
         _check_visits(host, visits)
         if idle := [where for where, times in points.items() if not times]:
             raise ValueError(
@@ -188,7 +191,18 @@ def is_patched(model: nn.Module) -> bool:
 def restore(model: nn.Module, settings: dict[str, Any]) -> None:
     """Patch a model whose weights are still to come: nothing is drawn, edited or probed. For loading."""
     host = find_host(model)
-    chosen = choose_layers(host, _chosen(settings["layers"]))
+    recorded = _chosen(settings["layers"])
+    absent = {}
+    if isinstance(recorded, dict):  # a part of an encoder-decoder counts what it counted in the whole
+        present = [stack.spec.name for stack in host.stacks]
+        absent = {name: list(layers) for name, layers in recorded.items() if name not in present}
+        recorded = {name: layers for name, layers in recorded.items() if name in present}
+        if not recorded:
+            raise ValueError(
+                f"of this checkpoint only the {' and '.join(absent)} is patched, which a {type(model).__name__} has "
+                "not; load it with a class that has both stacks and unpatch it"
+            )
+    chosen = choose_layers(host, recorded) | absent
     plan = make_plan(
         host, settings["scheme"], settings["init"], settings["placement"], chosen, settings["options"], check=False
     )
@@ -197,7 +211,8 @@ def restore(model: nn.Module, settings: dict[str, Any]) -> None:
 
 
 def _recorded(chosen: Chosen, *, by_stack: bool) -> Any:
-    """The layers as config.resformer has them: a list [first, last + 1] or, with gaps, of all; by stack where asked."""
+    """The layers as config.resformer has them: a list [first, last + 1] or, with gaps, of all; by stack where there are
+    two."""
     found = {
         name: [numbers[0], numbers[-1] + 1] if len(numbers) == numbers[-1] - numbers[0] + 1 else {"numbers": numbers}
         for name, numbers in chosen.items()

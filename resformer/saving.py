@@ -91,10 +91,17 @@ def _unmarked(config: PretrainedConfig) -> Iterator[None]:
 
 
 def _check_whole(model: Any) -> None:
-    """A `ValueError` for a model of which an inner one is patched that loading would not find."""
+    """A `ValueError` for a part of a patched model, and for a model of which an inner one is patched that loading would
+    not find."""
     try:
         found = any(stack.residuals() for stack in find_host(model).stacks)
     except ValueError:
+        held = any(isinstance(part, PreTrainedModel) for part in list(model.modules())[1:])
+        if not held:
+            raise ValueError(
+                f"this {type(model).__name__} is a part of a patched model, and no family describes it by itself; "
+                "save the whole model"
+            ) from None
         found = False
     if not found:
         raise ValueError(

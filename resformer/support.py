@@ -10,17 +10,21 @@ from transformers import AutoModel
 
 from resformer.errors import unknown
 from resformer.host import Host, find_host
-from resformer.hosts import families
+from resformer.hosts import Family, families
 from resformer.plan import check_all_layers_run, choose_layers, make_plan
 from resformer.schemes import Scheme, schemes
 
 
-@cache
 def refusal(family: str, scheme: str, init: str = "preserve") -> str | None:
     """Why models of a family are not patched with a scheme, or None if they are.
 
     Raises a ValueError for an unknown family, or one whose models cannot be made because it names no configuration.
     """
+    return _refusal_in(_family(family), scheme, init)
+
+
+@cache
+def _refusal_in(family: Family, scheme: str, init: str) -> str | None:
     return _refusal_of(_tiny(family), scheme, init, None)
 
 
@@ -37,7 +41,7 @@ def refusals(host: Host, init: str = "preserve") -> dict[str, str | None]:
 def can_be_made(family: str) -> bool:
     """Whether a tiny model of a family can be made, to try schemes on."""
     try:
-        _tiny(family)
+        _tiny(_family(family))
     except ValueError:
         return False
     return True
@@ -64,16 +68,22 @@ def _broken(host: Host, cls: type[Scheme]) -> str | None:
     return None
 
 
+def _family(name: str) -> Family:
+    if name not in families():
+        raise unknown("family", name, families(), listed="resformer hosts")
+    return families()[name]
+
+
 @cache
-def _tiny(family: str) -> Host:
+def _tiny(family: Family) -> Host:
     from resformer.testing.hosts import tiny_config
 
-    if family not in families():
-        raise unknown("family", family, families())
-    if not families()[family].config:
-        raise ValueError(f"family {family!r} names no `config`, from which a model could be made to try schemes on")
+    if not family.config:
+        raise ValueError(
+            f"family {family.name!r} names no `config`, from which a model could be made to try schemes on"
+        )
     try:
         with torch.device("meta"):
-            return find_host(AutoModel.from_config(tiny_config(family)))
+            return find_host(AutoModel.from_config(tiny_config(family.name)))
     except Exception as error:  # of any kind: configurations check what they are given in their own ways
-        raise ValueError(f"no tiny model of family {family!r} could be made to try schemes on: {error}") from error
+        raise ValueError(f"no tiny model of family {family.name!r} could be made to try schemes on: {error}") from error

@@ -67,8 +67,21 @@ WRONG = {
     "site name": (with_site(name="block"), "a name that is not taken"),
     "slot": (with_site(norms={"before": "norm1"}), "unknown slot 'before' of `norms` of site 'attn' of family 'mine'"),
     "norm twice": (with_site(norms={"pre": "norm1", "out": "norm1"}), "'norm1' is there twice"),
-    "calls": (with_site(calls="attn"), "must be a tuple of paths"),
-    "no calls": (with_site(calls=()), "must be a tuple of paths"),
+    "a stack alone": (
+        replace(own_family(), stacks=own_family().stacks[0]),
+        "`stacks` of .* must be a tuple",
+    ),
+    "a site alone": (
+        with_stack(sites=ATTN),
+        r"`sites` of .* must be a tuple, \(Site\(...\), ...\), got Site",
+    ),
+    "calls": (with_site(calls="attn"), r"`calls` of site 'attn' .* must be a tuple, \(path, ...\), got 'attn'"),
+    "no calls": (with_site(calls=()), "needs `calls`, a tuple of paths"),
+    "norms as a path": (
+        with_site(norms="norm1"),
+        r"`norms` of site 'attn' .* must be \{name: path, ...\}",
+    ),
+    "a point as a path": (with_site(points={"q": "attn.q"}), r"must be \{name: Projection\(...\), ...\}"),
     "point": (with_site(points={"query": POINTS["q"]}), "unknown point 'query' of site 'attn'"),
     "part": (with_site(points={"q": Projection("attn.qkv", 3, 3)}), "part 3 of 3"),
     "ends elsewhere": (with_site(ends="mlp.0", norms={"post": "attn.n"}), "must be children of its first call 'attn'"),
@@ -129,6 +142,14 @@ def test_a_spec_that_does_not_fit_says_where(what):
     register_family(family)
     model = net()
     with refused(model, message):
+        resformer.patch(model, "rezero")
+
+
+def test_norms_that_are_taken_for_each_other_are_noticed_though_all_are_equal():
+    first, second = sites()
+    register_family(with_stack(sites=(replace(first, norms=second.norms), replace(second, norms=first.norms))))
+    model = Net().eval()
+    with refused(model, "it computes something else"):
         resformer.patch(model, "rezero")
 
 
@@ -325,7 +346,7 @@ def test_a_subclass_with_another_forward_is_refused():
     model = tiny_host("bert")
     for layer in model.encoder.layer:
         layer.__class__ = Other
-    with refused(model, "unknown family of model 'BertModel'.*Other.*exact class.*register_family"):
+    with refused(model, "no family describes this BertModel.*Other.*exact class.*register_family"):
         resformer.patch(model, "rezero")
 
 

@@ -106,7 +106,7 @@ def test_all_about_the_model_of_a_checkpoint(resformer, checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
     for name, message in (
         (tmp_path / "quantized", "quantized model (config.quantization_config)"),
-        (tmp_path / "mamba", "unknown family of model 'MambaModel'"),
+        (tmp_path / "mamba", "no family describes this MambaModel"),
         (tmp_path / "empty", "holds no config.json"),
         ("brt", "unknown family 'brt'. Did you mean 'bert'"),
     ):

@@ -21,8 +21,9 @@ from resformer.schemes import Scheme
 from resformer.swap import host_class
 from resformer.testing import HostCannot, check_family, family_checks
 from resformer.testing.__main__ import main
-from resformer.testing.families import AROUND, SAMPLE, Subject, assert_untouched, refusal, state_of
+from resformer.testing.families import AROUND, SAMPLE
 from resformer.testing.hosts import perturb, tiny_config
+from resformer.testing.subject import Subject, assert_untouched, refusal, state_of
 
 pytestmark = [  # what PEFT itself does
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False"),

@@ -17,7 +17,7 @@ from resformer import families
 from resformer.diagnostics.gradient_flow import gradient_norms
 from resformer.testing import mechanics
 from resformer.testing.contract import check_learns, check_refuses, check_unpatch
-from resformer.testing.hosts import HEADS, WIDTH, batch, exact, gradients, randomize, tiny_host
+from resformer.testing.hosts import HEADS, WIDTH, batch, checkpoint, exact, gradients, randomize, tiny_host
 from resformer.testing.nets import Net, Site, nothing
 
 V3 = {  # as DeBERTa-v3 has it: distances in buckets, their embeddings normed, keys shared, none on the input
@@ -196,7 +196,7 @@ def test_checkpointing_of_a_history_with_distances():
         model = made("v3", AutoModelForSequenceClassification, layers=3)
         randomize(resformer.patch(model, "denseformer").train())
         if on:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint(model, {"use_reentrant": False})
         model(**batch(labels=True)).loss.backward()
         plain = plain or gradients(model)
     assert any("resformer" in name for name in plain)

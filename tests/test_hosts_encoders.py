@@ -11,6 +11,7 @@ from resformer.testing.contract import check_unpatch
 from resformer.testing.hosts import (
     WIDTH,
     batch,
+    checkpoint,
     gradients,
     head_for,
     perturb,
@@ -45,7 +46,7 @@ def trained(family: str, name: str, *, reentrant: bool | None, **host) -> dict[s
     """The gradients of a step with dropout, with one mode of checkpointing or without."""
     model = patched(family, name, head_for(family), dropout=0.2, **host).train()
     if reentrant is not None:
-        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        checkpoint(model, {"use_reentrant": reentrant})
         model.enable_input_require_grads()
     last, calls = residuals(model)[1].schemes[-1], []
     step = last.step
@@ -75,8 +76,8 @@ def test_checkpointing_of_tuples_gives_the_gradients_of_none(family, name):
 
 def test_a_host_without_checkpointing_refuses_it_patched_as_well():
     for model in (tiny_host("mpnet"), patched("mpnet", "denseformer")):
-        with pytest.raises(ValueError, match="does not support activation checkpointing"):
-            model.activation_checkpointing_enable()
+        with pytest.raises(ValueError, match="does not support"):
+            checkpoint(model)
 
 
 @pytest.mark.parametrize("name", ["identity", *CARRIED])

@@ -96,7 +96,7 @@ def test_the_configuration_tells_the_variants_apart():
     assert find_host(tiny_host("gpt_neox_sequential")).family.name == "gpt_neox_sequential"
     small = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 20}
     model = StableLmModel(StableLmConfig(**small, num_hidden_layers=1, vocab_size=32, use_parallel_residual=True))
-    with pytest.raises(ValueError, match=r"unknown family of model 'StableLmModel'.*StableLmDecoderLayer"):
+    with pytest.raises(ValueError, match=r"no family describes this StableLmModel.*StableLmDecoderLayer"):
         resformer.patch(model, "identity")
 
 

@@ -427,6 +427,29 @@ def test_every_head(tmp_path, family, auto):
     assert torch.equal(resformer.unpatch(model)(**given)[0], expected)
 
 
+@pytest.mark.parametrize("scheme", ["deepnorm", "sub_ln", "hyper_connections"])
+@pytest.mark.parametrize(("family", "part"), [("t5", T5EncoderModel), ("bart", AutoModelForCausalLM)])
+def test_a_part_of_a_checkpoint_computes_what_it_does_in_the_whole(tmp_path, family, part, scheme):
+    """Constants that depend on the depths of both stacks stay."""
+    model = patched(family, scheme, GENERATE)
+    model.save_pretrained(tmp_path)
+    loaded = resformer.from_pretrained(tmp_path, part, attn_implementation="eager")
+    given = batch(padded=True)
+    if part is T5EncoderModel:
+        own, whole = loaded.encoder, model.encoder
+    else:
+        own, whole = loaded.model.decoder, model.model.decoder
+        own.embed_tokens.weight.data = whole.embed_tokens.weight.data  # not found by transformers
+    assert relative(own(**given)[0], whole(**given)[0]) < 1e-12
+
+
+def test_a_part_that_was_not_patched_says_so(tmp_path):
+    model = resformer.patch(tiny_host("t5", GENERATE), "highway", layers={"decoder": range(2)})
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="only the decoder is patched, which a T5EncoderModel has not"):
+        resformer.from_pretrained(tmp_path, T5EncoderModel)
+
+
 @pytest.mark.parametrize("crosses", [False, True])
 @pytest.mark.parametrize("family", ["bart", "marian", "mbart", "pegasus"])
 def test_a_decoder_without_its_encoder(family, crosses):

@@ -24,7 +24,7 @@ from resformer.schemes.placement import MixLN
 from resformer.testing import mechanics
 from resformer.testing.attention import Attention, heads_of
 from resformer.testing.contract import check_learns, check_refuses, check_unpatch
-from resformer.testing.hosts import HEADS, batch, keeps, randomize, stands, tiny_host
+from resformer.testing.hosts import HEADS, batch, checkpoint, keeps, randomize, stands, tiny_host
 from resformer.testing.nets import Net, Site, nothing
 
 CLASSIFY = AutoModelForSequenceClassification
@@ -187,7 +187,7 @@ def test_gradient_flow_is_refused():
 def test_gradient_checkpointing_is_what_it_is_without():
     for model in (shaped(), resformer.patch(shaped(), "denseformer")):
         with pytest.raises(ValueError, match="does not support"):
-            model.activation_checkpointing_enable()
+            checkpoint(model)
 
 
 # ------------------------------------------------------------------------------------------------ what goes on working

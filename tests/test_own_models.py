@@ -156,7 +156,7 @@ def test_classes_made_in_a_function_are_told_apart_by_identity():
     one, other = make(), make()
     register_family(own_family(one))
     resformer.patch(net(one), "rezero")
-    with pytest.raises(ValueError, match="unknown family of model 'Net'"):
+    with pytest.raises(ValueError, match="no family describes this Net"):
         resformer.patch(net(other), "rezero")
     register_family(own_family(f"{__name__}.Block"), replace=True)
     resformer.patch(net(), "rezero")

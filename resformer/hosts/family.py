@@ -105,7 +105,7 @@ def class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """How one kind of model is built.
 
@@ -126,7 +126,7 @@ class Family:
     config: str = ""
     example: Mapping[str, Any] = field(default_factory=dict)
     probe: Callable[[nn.Module], Tensor] | None = None
-    note: str = field(default="", compare=False)
+    note: str = ""
 
     @property
     def kind(self) -> str:
@@ -174,6 +174,18 @@ def families() -> dict[str, Family]:
 def _check_family(family: Family) -> None:
     """A `ValueError` for a spec that no model can fit."""
     who = f"family {family.name!r}"
+    _check_kinds(f"`stacks` of {who}", family.stacks, Stack)
+    for stack in family.stacks:
+        _check_kinds(f"`embeddings` of {who}", stack.embeddings, str)
+        _check_kinds(f"`sites` of {who}", stack.sites, Site)
+        for site in stack.sites:
+            where = f"site {site.name!r} of {who}"
+            _check_kinds(f"`parts` of {where}", site.parts, Site)
+            for part in (site, *site.parts):
+                _check_kinds(f"`calls` of {where}", part.calls, str)
+                _check_kinds(f"`norms` of {where}", part.norms, str, named=True)
+                _check_kinds(f"`passes` of {where}", part.passes, str, named=True)
+                _check_kinds(f"`points` of {where}", part.points, Projection, named=True)
     if not family.stacks or not all(stack.sites for stack in family.stacks):
         raise ValueError(f"{who} needs at least one stack, and each stack a site")
     if len({stack.kind for stack in family.stacks}) > 1:
@@ -207,6 +219,16 @@ def _check_family(family: Family) -> None:
                 )
 
 
+def _check_kinds(what: str, given: Any, kind: type, *, named: bool = False) -> None:
+    """A `ValueError` for what is no tuple of members of a kind or, if named, no mapping of names to them."""
+    fits = isinstance(given, Mapping if named else tuple | list)
+    if fits and all(isinstance(one, kind) for one in (given.values() if named else given)):
+        return
+    member = "path" if kind is str else f"{kind.__name__}(...)"
+    form = f"{{name: {member}, ...}}" if named else f"a tuple, ({member}, ...)"
+    raise ValueError(f"{what} must be {form}, got {given!r}")
+
+
 def _check_unlike(what: str, names: list[str]) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{what} must differ from each other, and {', '.join(map(repr, twice))} is there twice")
@@ -223,10 +245,8 @@ def _check_site(who: str, site: Site) -> None:
     _check_unlike(f"the norms of {where}", list(site.norms.values()))
     _check_unlike(f"the parts of {where}", [part.name for part in site.parts])
     for part in site.parts or (site,):
-        if isinstance(part.calls, str) or not part.calls:
-            raise ValueError(
-                f"{where}: `calls` must be a tuple of paths from the layer, such as ('attention',), got {part.calls!r}"
-            )
+        if not part.calls:
+            raise ValueError(f"{where} needs `calls`, a tuple of paths from the layer, such as ('attention',)")
         if part.ends:
             inner = f"{part.calls[0]}."
             ends = (part.ends, next(iter(part.norms.values()), ""))

@@ -117,6 +117,11 @@ class Scheme(nn.Module):
             raise ValueError(
                 f"scheme {self.name!r} serves {' and '.join(self.stacks)} stacks, and this is a {place.stack}; "
                 f"`resformer schemes {self.name}` says why"
+                + (
+                    f". Patch the {self.stacks[0]} alone: layers={{{self.stacks[0]!r}: range({place.other_layers})}}"
+                    if place.other_layers
+                    else ""
+                )
             )
         self.place, self.init = place, init
 

@@ -62,7 +62,7 @@ class Admin(Scheme):
     Parameters  w: (D) for each site
     Init        paper: w² = 1 at the first site, then Var(w x) + Var(F(x)) at the site before, over one batch
                 (`resformer.calibrate`; w = 1 until then); preserve: w = 1, a post-LN host unchanged
-    Options     profile=True; False: w = sqrt((N + 1) / ln(N + 1) - 1) at all N sites, without a batch
+    Options     profile=True; False: w = sqrt((N + 1) / ln(N + 1) - 1) everywhere, for N sublayers, without a batch
     Reference   Liu et al. 2020, arXiv:2004.08249; profile=False: the authors' later package admin-torch
     Differs     the batch is seen in evaluation mode and without its padding, which the authors' code counts, with
                 dropout on
@@ -74,7 +74,7 @@ class Admin(Scheme):
         super().__init__(place, init=init)
         self.profile = flag("profile", profile)
         self.calibrates = self.profile and init == "paper"
-        n = place.sites + 1
+        n = place.sites * place.sublayers + 1
         fixed = init == "paper" and not self.profile
         self.w = nn.Parameter(torch.full((place.width,), math.sqrt(n / math.log(n) - 1) if fixed else 1.0))
 

@@ -8,41 +8,43 @@ of others the user says how a host and a batch are made.
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from resformer.checkpoint import from_pretrained
-from resformer.edits import groups_of
 from resformer.errors import unknown
-from resformer.host import find_host
-from resformer.hosts import Family, families
-from resformer.layer import find
+from resformer.hosts import families
 from resformer.patching import patch, unpatch
-from resformer.plan import choose_layers, make_plan
-from resformer.schemes import Scheme, schemes
+from resformer.schemes import schemes
 from resformer.testing.contract import Check
-from resformer.testing.hosts import batch, batch_for, checkpoint, example, gradients, randomize, tiny_config, tiny_host
+from resformer.testing.graphs import check_cache, check_compile, check_export
+from resformer.testing.hosts import checkpoint, example, gradients, randomize
 from resformer.testing.mechanics import relative, residuals
+from resformer.testing.spec import assert_equal, check_identity, check_points, check_sites, visit
+from resformer.testing.subject import (
+    Batch,
+    HostCannot,
+    Subject,
+    assert_untouched,
+    first,
+    loss_of,
+    measured_first,
+    refusal,
+    state_of,
+    tensors,
+)
 
 # One of each kind: a gate, history, streams, values, inside, a solver over blocks, moved norms.
 SAMPLE = ("highway", "denseformer", "hyper_connections", "value_residual", "sub_ln", "ode", "post_ln", "pre_ln")
-
-
-class HostCannot(Exception):
-    """There is nothing to keep: the host does not do this unpatched, or is refused the scheme."""
 
 
 def check_family(name: str, host: Callable[[], nn.Module] | None = None, batch: Batch | None = None) -> list[str]:
@@ -74,7 +76,7 @@ def family_checks(name: str, host: Callable[[], nn.Module] | None = None, batch:
     `@pytest.mark.parametrize("check", resformer.testing.family_checks("mine", make_model, make_batch), ids=str)`
     """
     if name not in families():
-        raise unknown("family", name, families())
+        raise unknown("family", name, families(), listed="resformer hosts")
     if not families()[name].config and (host is None or batch is None):
         raise ValueError(
             f"family {name!r} names no `config`, from which a tiny host could be made; give a function that makes "
@@ -91,293 +93,6 @@ def family_checks(name: str, host: Callable[[], nn.Module] | None = None, batch:
             if scheme in chosen
         ]
     return found + [Check(f"head-{head}", partial(check_head, subject, head)) for head in subject.heads()]
-
-
-# ------------------------------------------------------------------------------------------------ hosts
-
-
-Batch = Callable[[], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A family, with what makes its hosts and what they are called with."""
-
-    family: Family
-    make: Callable[[], nn.Module] | None = None
-    given: Batch | None = None
-
-    @cached_property
-    def _made(self) -> nn.Module:
-        assert self.make is not None
-        return self.make()
-
-    def host(self, auto: Any = AutoModel, *, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
-        """A fresh host in evaluation mode, always of the same weights; of a user's own nothing else can be chosen."""
-        if self.make is None:
-            return tiny_host(self.family.name, auto, dtype=dtype, **changes)
-        return copy.deepcopy(self._made).to(dtype).eval()
-
-    def batch(self, model: Any, *, padded: bool = True, **wanted: Any) -> dict[str, Any]:
-        """What a host is called with, beside it what of `wanted` it knows."""
-        if self.given is not None:
-            dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-            given = self.given()
-            return {
-                name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-                for name, value in given.items()
-            }
-        known = inspect.signature(model.forward).parameters
-        given = {name: x for name, x in batch_for(self.family.name, padded=padded).items() if name in known}
-        if "decoder_input_ids" in known:
-            given["input_ids"][:, 2] = model.config.eos_token_id  # of which BART's classifier wants equally many
-        if getattr(model.config, "use_cache", False):
-            wanted = {"use_cache": False} | wanted
-        return given | {name: value for name, value in wanted.items() if name in known or "kwargs" in known}
-
-    def attentions(self) -> list[str]:
-        """The implementations of attention that run on any machine and that the hosts have."""
-        if self.make is not None:
-            return ["own"]
-        model: Any = AutoModel._model_mapping[type(self.config)]
-        return ["eager", "sdpa"] if model._supports_sdpa else ["eager"]
-
-    @property
-    def config(self) -> Any:
-        return tiny_config(self.family.name)
-
-    def heads(self) -> list[str]:
-        """The auto classes of transformers that give a host of this family a head."""
-        if self.make is not None:
-            return []
-        named = {name: getattr(modeling_auto, name) for name in dir(modeling_auto) if name.startswith("AutoModelFor")}
-        return [name for name, auto in named.items() if type(self.config) in getattr(auto, "_model_mapping", {})]
-
-    def speaker(self, **changes: Any) -> Any:
-        """A host that generates texts."""
-        if self.make is None and self.family.stacks[-1].name == "decoder":
-            auto = AutoModelForSeq2SeqLM if len(self.family.stacks) > 1 else AutoModelForCausalLM
-            # T5 makes its cache for as many layers as the encoder has
-            changes |= {name: 2 for name in ("num_decoder_layers", "decoder_layers") if hasattr(self.config, name)}
-            if type(self.config) in auto._model_mapping:
-                return self.host(auto, **changes)
-        raise HostCannot("it is no language model of transformers")
-
-    def patched(self, scheme: str, init: str = "paper", **changes: Any) -> Any:
-        """A patched host, the scheme's parameters then moved as if trained."""
-        host = self.host(**changes)
-        if reason := refusal(host, scheme, init):
-            raise HostCannot(reason)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # what the paper draws
-            patch(host, scheme, init=init)
-        randomize(host)
-        return host
-
-
-def refusal(host: nn.Module, scheme: str, init: str) -> str:
-    """Why a scheme cannot be planned for a host, or nothing."""
-    seen = find_host(host)
-    try:
-        make_plan(seen, scheme, init, None, choose_layers(seen, None), {})
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def tensors(output: Any) -> dict[str, list[Tensor]]:
-    """The tensors of an output, by what it calls them."""
-    named = output if isinstance(output, Mapping) else {"output": output}
-    return {name: [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)] for name, value in named.items()}
-
-
-def first(output: Any) -> Tensor:
-    """What a model computes: the first tensor of its output."""
-    return next(leaf for leaves in tensors(output).values() for leaf in leaves if leaf.is_floating_point())
-
-
-def loss_of(model: nn.Module, given: dict[str, Any], seed: int = 0) -> Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return first(model(**given)).square().mean()
-
-
-def state_of(model: Any) -> dict[str, Any]:
-    """All that patching could change."""
-    modules = list(model.modules())
-    return {
-        "the classes of modules": [type(module) for module in modules],
-        "the keys of weights": list(model.state_dict()),
-        "weights": [value.clone() for value in model.state_dict().values()],
-        "what is trained": [p.requires_grad for p in model.parameters()],
-        "the mode of modules": [module.training for module in modules],
-        "the configuration": [module.config.to_dict() for module in modules if isinstance(module, PreTrainedModel)],
-        "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in modules],
-        "the eps of norms": [module.eps for module in modules if hasattr(module, "eps")],
-    }
-
-
-def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
-    now = state_of(model)
-    for what, value in before.items():
-        if what == "weights":
-            same = len(now[what]) == len(value) and all(map(torch.equal, now[what], value))
-        else:
-            same = now[what] == value
-        assert same, f"{what} are not as they were"
-
-
-@contextmanager
-def measured_first() -> Iterator[None]:
-    """Around what the unpatched host is asked to do: an error is its own."""
-    try:
-        yield
-    except Exception as error:
-        raise HostCannot(f"nor does the host: {type(error).__name__} {str(error).strip().splitlines()[:1]}") from error
-
-
-# ------------------------------------------------------------------------------------------------ the spec
-
-
-def check_identity(subject: Subject, attention: str) -> None:
-    """Outputs, hidden states, attentions; and with dropout at equal seeds every gradient: the host's, bit for bit."""
-    make: dict[str, Any] = {"attention": attention, "dropout": 0.2, "dtype": torch.float32}
-    host, patched = subject.host(**make), patch(subject.host(**make), "identity")
-    assert patched.state_dict().keys() == host.state_dict().keys(), "the identity has parameters"
-    given = subject.batch(host, output_hidden_states=True, output_attentions=attention == "eager")
-    assert_equal(patched(**given), host(**given))
-    given = subject.batch(host)
-    losses = [loss_of(model.train(), given) for model in (host, patched)]
-    for loss in losses:
-        loss.backward()
-    assert torch.equal(*losses), "in training, with equal seeds, it computes something else"
-    expected = gradients(host)
-    for path, found in gradients(patched).items():
-        wanted = expected[path]
-        assert (found is None) == (wanted is None), f"a gradient reaches {path} in only one of the two"
-        assert found is None or wanted is None or torch.equal(found, wanted), f"another gradient reaches {path}"
-
-
-def assert_equal(found: Any, expected: Any) -> None:
-    here, there = tensors(found), tensors(expected)
-    assert list(here) == list(there), f"the outputs are {list(here)}, the host's are {list(there)}"
-    for name, wanted in there.items():
-        assert [x.shape for x in here[name]] == [x.shape for x in wanted], f"{name} has other shapes than the host's"
-        for n, (x, y) in enumerate(zip(here[name], wanted, strict=True)):
-            assert torch.equal(x, y), f"{name}[{n}] differs from the host's, {relative(x, y):.1e} relative"
-
-
-def check_sites(subject: Subject) -> None:
-    """A forward pass comes once by each site that the spec names, and what each adds reaches the output."""
-    model = patch(subject.host(), "identity")
-    given, stacks = subject.batch(model), find_host(model).stacks
-    sites = {
-        f"{stack.spec.name} layer {number}, {site.name}": getattr(own, site.name)
-        for stack in stacks
-        for number, own in stack.residuals().items()
-        for site in stack.sites(stack.layers[number])
-    }
-    assert len(sites) == sum(len(stack.sites(layer)) for stack in stacks for layer in stack.layers)
-    visits: Counter[str] = Counter()
-    for where, scheme in sites.items():
-        scheme.step = partial(_visit, visits, where, scheme.step)
-    expected = first(model(**given))
-    for where, scheme in sites.items():
-        assert visits[where] == 1, f"{visits[where]} visits of {where}; an argument may be missing in the batch"
-        del scheme.step
-    for where, scheme in sites.items():
-        scheme.write = partial(_write_twice, scheme)
-        assert not torch.equal(first(model(**given)), expected), (
-            f"what {where} adds never reaches the output; name what does, or make a host with other weights"
-        )
-        del scheme.write
-
-
-def _visit(visits: Counter[str], where: str, step: Any, *given: Any) -> Any:
-    visits[where] += 1
-    return step(*given)
-
-
-def _write_twice(scheme: Scheme, s: Any, y: Tensor, norm: Any) -> Any:
-    return type(scheme).write(scheme, s, 2 * y, norm)
-
-
-def check_points(subject: Subject) -> None:
-    """Every projection is what the spec calls it: each site's branch is linear in the outputs of "o" and "down", what
-    goes into "o" is so in "v" and curved in "q" and "k", and what "down" is given is so in "up" beside a "gate"."""
-    model = patch(subject.host(), "identity")
-    given = subject.batch(model)
-    if not any(site.points for stack in subject.family.stacks for site in stack.sites):
-        raise HostCannot("the family names no projections")
-    for stack in find_host(model).stacks:
-        for number, own in stack.residuals().items():
-            layer = stack.layers[number]
-            for site in stack.sites(layer):
-                where = f"{stack.spec.name} layer {number}, {site.name}"
-                look = partial(_look, model, given, stack, layer, site, getattr(own, site.name))
-                plain, ends = look({}), {"o", "down"} & set(site.points)
-                assert plain.keys() == ends | {"branch"}, f"{where}: what is called {sorted(ends)} does not run there"
-                every = {"o", "down"} <= ends or site.name != "both"
-                if ends and every and "out" not in site.norms:
-                    found = look(dict.fromkeys(ends, 2.0))["branch"]
-                    assert relative(found, 2 * plain["branch"]) < 1e-6, f"{where}: {sorted(ends)} do not end the branch"
-                if {"v", "o"} <= set(site.points):  # it may have a bias of its own
-                    steps = [look({"v": gain})["o"] for gain in (2.0, 3.0)]
-                    straight = relative(steps[1] - steps[0], steps[0] - plain["o"]) < 1e-4
-                    assert straight, f"{where}: 'v' is not what attention mixes for 'o'"
-                for point in sorted({"q", "k"} & set(site.points)) if "o" in ends else ():
-                    none, minus = (look({point: gain})["o"] for gain in (0.0, -1.0))
-                    curved = not torch.equal(plain["o"], none) and relative(none - minus, plain["o"] - none) > 1e-4
-                    assert curved, f"{where}: {point!r} is not what attention compares"
-                if {"gate", "up", "down"} <= set(site.points):
-                    found = look({"up": 2.0})["down"]
-                    assert relative(found, 2 * plain["down"]) < 1e-6, f"{where}: 'up' is not what the gate multiplies"
-
-
-def _look(
-    model: Any, given: dict[str, Any], stack: Any, layer: Any, site: Any, scheme: Any, gains: dict[str, float]
-) -> dict[str, Tensor]:
-    """What goes into "o" and "down" of a site, and what its branch gives, with other outputs of its projections."""
-    seen: dict[str, Tensor] = {}
-    inside = [False]
-
-    def note(point: str, module: nn.Module, args: Any) -> None:
-        if inside[0]:
-            seen[point] = args[0].detach()
-
-    def multiply(projection: Any, gain: float, module: nn.Module, args: Any, y: Tensor) -> Tensor:
-        if not inside[0]:
-            return y
-        slices = list(y.unflatten(-1, (groups_of(stack, layer, projection), projection.parts, -1)).unbind(-2))
-        slices[projection.part] = gain * slices[projection.part]
-        return torch.stack(slices, dim=-2).flatten(-3)
-
-    def step(s: Any, branch: Any, norm: Any) -> Any:
-        inside[0] = True
-        y = branch(s)
-        inside[0] = False
-        seen["branch"] = y.detach()
-        return norm(s + y)
-
-    hooks: list[Any] = []
-    for point, projection in site.points.items():
-        module = find(layer, projection.path)
-        if point in gains:
-            hooks.append(module.register_forward_hook(partial(multiply, projection, gains[point])))
-        if point in ("o", "down"):
-            hooks.append(module.register_forward_pre_hook(partial(note, point)))
-    scheme.step = step
-    try:
-        with torch.no_grad():
-            model(**given)
-    finally:
-        del scheme.step
-        for hook in hooks:
-            hook.remove()
-    return seen
-
-
-# ------------------------------------------------------------------------------------------------ one scheme
 
 
 def check_serves(subject: Subject, name: str) -> None:
@@ -444,7 +159,7 @@ def check_checkpointing(subject: Subject, name: str) -> None:
         visits: Counter[str] = Counter()
         for number, own in enumerate(residuals(model)):
             last: Any = own.schemes[-1]
-            last.step = partial(_visit, visits, str(number), last.step)
+            last.step = partial(visit, visits, str(number), last.step)
         # Longformer's gradients of padding are not numbers
         loss_of(model.train(), subject.batch(model, padded=False)).backward()
         times = 1 if reentrant is None else 2
@@ -603,93 +318,6 @@ def check_lora(subject: Subject, name: str) -> None:
     assert relative(first(merged(**given)), after) < 1e-9, "merged, it computes something else"
     keys = unpatch(merged).state_dict().keys()
     assert keys == subject.host().state_dict().keys(), "merged and unpatched, it has other keys than the host"
-
-
-# ------------------------------------------------------------------------------------------------ caches and graphs
-
-
-def check_cache(subject: Subject, name: str) -> None:
-    """Token by token with a KV cache a decoder gives the scores of the whole text, and generates the same text."""
-    host = subject.speaker()
-    with measured_first():
-        _check_cache(host)
-    if reason := refusal(host, name, "paper"):
-        raise HostCannot(reason)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        randomize(patch(host, name, init="paper"))
-    try:
-        _check_cache(host)
-    except ValueError as error:
-        if repr(name) in str(error) and "use_cache=False" in str(error):  # it cannot have one here, and says so
-            raise HostCannot(str(error)) from error
-        raise
-
-
-def _check_cache(model: Any) -> None:
-    ids = batch()["input_ids"]
-    fixed = {"input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {}
-    key = "decoder_input_ids" if fixed else "input_ids"
-    whole = model(**fixed, **{key: ids}, use_cache=False).logits
-    past, steps = None, []
-    for part in (ids[:, :3], *ids[:, 3:].split(1, dim=1)):
-        output = model(**fixed, **{key: part}, past_key_values=past, use_cache=True)
-        past = output.past_key_values
-        steps.append(output.logits)
-    error = relative(torch.cat(steps, dim=1), whole)
-    assert error < 1e-6, f"with a cache the scores differ, {error:.1e} relative"
-    settings: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-    if fixed:
-        settings["decoder_start_token_id"] = 1  # not that of padding, which M2M-100 does not count
-    texts = [model.generate(input_ids=ids, **settings, use_cache=use) for use in (True, False)]
-    assert torch.equal(*texts), "with a cache it generates another text"
-
-
-def check_compile(subject: Subject, name: str) -> None:
-    """One graph, forward and backward, with the outputs and gradients of the model itself."""
-    with measured_first():
-        _check_compile(subject.host(dtype=torch.float32), subject)
-    _check_compile(subject.patched(name, dtype=torch.float32), subject)
-
-
-def _check_compile(model: Any, subject: Subject) -> None:
-    torch._dynamo.reset()
-    other, given = copy.deepcopy(model), subject.batch(model)
-    run = torch.compile(lambda **kwargs: first(other(**kwargs)), fullgraph=True, backend="aot_eager")
-    expected, found = first(model(**given)), run(**given)
-    assert relative(found, expected) < 1e-4, "compiled, it computes something else"
-    expected.square().mean().backward()
-    found.square().mean().backward()
-    for (path, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
-        assert (p.grad is None) == (q.grad is None), f"compiled, a gradient reaches {path} in one of the two"
-        if p.grad is not None and q.grad is not None:
-            assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-4), f"compiled, another gradient reaches {path}"
-
-
-def check_export(subject: Subject, name: str) -> None:
-    """`torch.export` gives a program with the model's output."""
-    with measured_first():
-        _check_export(subject.host(dtype=torch.float32), subject)
-    _check_export(subject.patched(name, dtype=torch.float32), subject)
-
-
-def _check_export(model: Any, subject: Subject) -> None:
-    given = subject.batch(model)
-    fed = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    fixed = {name: value for name, value in given.items() if name not in fed}
-
-    class First(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, **kwargs: Any) -> Tensor:
-            return first(self.model(**kwargs, **fixed))
-
-    with torch.no_grad():
-        program = torch.export.export(First(), (), fed)
-        error = relative(program.module()(**fed), first(model(**given)))
-    assert error < 1e-4, f"exported, it computes something else, {error:.1e} relative"
 
 
 AROUND: dict[str, tuple[Callable[[Subject, str], None], tuple[str, ...]]] = {
