@@ -29,6 +29,18 @@ def write_json_atomically(path: Path, obj: object) -> None:
         raise
 
 
+def fsync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk, as after a rename; without effect where a system does not offer it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

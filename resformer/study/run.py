@@ -19,6 +19,7 @@ from resformer.diagnostics.token_cosine import token_cosine
 from resformer.encoders import build_encoder
 from resformer.study.plan import Run, parse_scheme
 from resformer.train.finetune import finetune
+from resformer.train.settings import Settings
 
 LOOKED_AT = 64  # validation examples that the diagnostics at initialisation see
 VOCABULARY = 8192  # entries at most, for tasks that are not built in
@@ -57,17 +58,19 @@ def run(run: Run, directory: Path) -> dict[str, Any]:
         task,
         data,
         directory,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        learning_rate=run.learning_rate,
-        weight_decay=settings.weight_decay,
-        scheme_lr_multiplier=settings.scheme_lr_multiplier,
-        warmup=settings.warmup,
-        schedule=settings.schedule,
-        clip=settings.clip,
-        precision=settings.precision,
+        Settings(
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            learning_rate=run.learning_rate,
+            weight_decay=settings.weight_decay,
+            scheme_lr_multiplier=settings.scheme_lr_multiplier,
+            warmup=settings.warmup,
+            schedule=settings.schedule,
+            clip=settings.clip,
+            precision=settings.precision,
+            seed=run.seed,
+        ),
         max_length=settings.max_length,
-        seed=run.seed,
         save_model=False,
         progress=False,
         describe=run.config,

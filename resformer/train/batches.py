@@ -122,16 +122,38 @@ def share(batch: np.ndarray, rank: int, processes: int) -> np.ndarray:
     return np.resize(batch, -(-len(batch) // processes) * processes)[rank::processes]
 
 
-def training_batches(
-    encoded: Encoded, batch_size: int, *, seed: int, rank: int = 0, processes: int = 1
-) -> Iterator[dict[str, Tensor]]:
-    """This process's parts of the training batches, epoch after epoch without end.
+def divide(batch: np.ndarray, rank: int, processes: int, size: int | None) -> list[tuple[np.ndarray, float]]:
+    """Process `rank`'s parts of a batch, each of at most `size` examples, with the share of each in its mean.
 
-    `batch_size` counts examples over all processes, so the number of processes changes no batch.
+    The parts are as many on every process. One without an example computes the batch's first, at a share of 0.
     """
-    for epoch in count():
-        for batch in shuffled(encoded.lengths, batch_size, seed=seed, epoch=epoch):
-            yield encoded.collate(share(batch, rank, processes))
+    own = batch[rank::processes]
+    most = -(-len(batch) // processes)
+    parts = np.array_split(own, -(-most // (size or most)))
+    return [(part, len(part) / len(batch)) if len(part) else (batch[:1], 0.0) for part in parts]
+
+
+def training_batches(
+    encoded: Encoded,
+    batch_size: int,
+    *,
+    seed: int,
+    begin: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+    size: int | None = None,
+    multiple: int = 8,
+) -> Iterator[list[tuple[dict[str, Tensor], float]]]:
+    """This process's parts of the training batches from step `begin` on, epoch after epoch without end.
+
+    `batch_size` counts examples over all processes, and `size` those of one part, so that neither the number of
+    processes nor the memory of each changes what is learned. Each part comes with its share in the mean of the batch.
+    """
+    steps = -(-len(encoded) // batch_size)
+    for epoch in count(begin // steps):
+        for batch in shuffled(encoded.lengths, batch_size, seed=seed, epoch=epoch)[begin % steps :]:
+            yield [(encoded.collate(i, multiple), part) for i, part in divide(batch, rank, processes, size)]
+        begin = 0
 
 
 def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:

@@ -95,8 +95,8 @@ def check_inputs(splits: dict[str, Encoded], model: PreTrainedModel) -> None:
         raise ValueError(f"the longest input has {longest} tokens, the model takes {positions}; lower max_length")
 
 
-def check_output(output: Path, config: dict[str, Any]) -> None:
-    """The folder is new, empty, or holds an unfinished run of this very configuration."""
+def check_output(output: Path, config: dict[str, Any], *, overwrite: bool = False) -> None:
+    """The folder is new, empty, or holds an unfinished run of this very configuration; or, to overwrite, any run."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"the output {str(output)!r} is a file; give a folder")
     names = sorted(path.name for path in output.glob("[!.]*"))
@@ -105,20 +105,27 @@ def check_output(output: Path, config: dict[str, Any]) -> None:
     stored = read_json(output / "config.json")
     if stored is None:
         raise ValueError(
-            f"the output folder {str(output)!r} is not empty and holds no run of finetune "
+            f"the output folder {str(output)!r} is not empty and holds no run "
             f"({', '.join(names[:4])}{' ...' if len(names) > 4 else ''}); give a new folder"
+        )
+    if overwrite:
+        return
+    if read_json(output / "result.json") is not None:
+        raise ValueError(
+            f"this run is finished, its result is {str(output / 'result.json')!r}; give a new folder, or --overwrite "
+            "to delete that run and start again"
         )
     here = json.loads(json.dumps(config))
     other = [
-        f"{key} {value!r} there, {here.get(key)!r} here" for key, value in stored.items() if value != here.get(key)
+        f"  {key}: {stored.get(key)!r} there, {here.get(key)!r} here"
+        for key in {**stored, **here}
+        if stored.get(key) != here.get(key)
     ]
     if other:
         raise ValueError(
-            f"the output folder {str(output)!r} holds another run ({'; '.join(other[:4])}); give a new folder"
-        )
-    if read_json(output / "result.json") is not None:
-        raise ValueError(
-            f"this run is finished, its result is {str(output / 'result.json')!r}; give a new folder to run it again"
+            f"the output folder {str(output)!r} holds an unfinished run of another configuration:\n"
+            + "\n".join(other)
+            + "\nGive the same to go on, a new folder, or --overwrite to delete that run and start again"
         )
 
 

@@ -1,8 +1,9 @@
 """The training loop: one, on accelerate, for whatever returns a loss."""
 
+from __future__ import annotations
+
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,14 +13,17 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import is_bf16_available
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from resformer.errors import unknown
 from resformer.schedule import progress, set_progress
 from resformer.train.batches import Encoded, ordered, share
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # ours -> accelerate's
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # ours -> accelerate's
 WINDOW = 25  # steps between looks at the loss: each look waits for the device and for the other processes
+
+# A part of a step's batch that one process computes at once, and its share in the mean loss of the step. The shares of
+# all parts of all processes add up to 1.
+Part = tuple[dict[str, Tensor], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,33 +31,22 @@ class Step:
     """One optimizer step."""
 
     step: int  # from 1
-    loss: float  # mean over the processes, before the step
+    loss: float  # mean over the whole batch, before the step
     learning_rate: float  # of the first parameter group
     grad_norm: float  # of all gradients together, before clipping
 
 
-@dataclass(frozen=True)
-class History:
-    """What `train` did. If it diverged, the last step is the first whose loss was not finite."""
-
-    steps: list[Step]
-    diverged: bool
-    seconds: float  # wall clock
-
-    @property
-    def losses(self) -> list[float]:
-        return [step.loss for step in self.steps]
-
-
 def make_accelerator(precision: str) -> Accelerator:
-    """An accelerator for "fp32" or "bf16" (autocast; weights stay fp32) on the device that accelerate finds.
+    """An accelerator for "fp32", "bf16" or "fp16" (autocast; weights stay fp32) on the device that accelerate finds.
 
-    Raises `ValueError` for another precision, or for bf16 where the device lacks it.
+    Raises `ValueError` for another precision, or for one that the device lacks.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if precision == "bf16" and not is_bf16_available():
         raise ValueError("precision 'bf16' is not supported by this device; use precision='fp32'")
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("precision 'fp16' needs a CUDA device; use precision='bf16' or 'fp32'")
     # accelerate keeps one precision for the life of a process and refuses another, but runs here are independent.
     # The process group is kept elsewhere and stays.
     if AcceleratorState._shared_state.get("_mixed_precision") != PRECISIONS[precision]:
@@ -61,68 +54,89 @@ def make_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision=PRECISIONS[precision])
 
 
-def train(
+def windows(
     model: nn.Module,
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[list[Part]],
     optimizer: Optimizer,
-    scheduler: LRScheduler,
+    set_rate: Callable[[int], None],
     *,
     steps: int,
+    begin: int = 0,
+    seed: int = 0,
     accelerator: Accelerator,
     clip: float | None = 1.0,
+    look: Callable[[int], bool] = lambda step: step % WINDOW == 0,
     on_step: Callable[[int], None] | None = None,
-    on_window: Callable[[list[Step]], None] | None = None,
-) -> History:
-    """Take `steps` optimizer steps on `model(**batch).loss`, gradients clipped to the norm `clip` (None: not).
+) -> Iterator[list[Step]]:
+    """Take optimizer steps `begin` + 1 to `steps` on `model(**batch).loss`, and give those taken since the last look.
 
-    `model` and `optimizer` come from `accelerator.prepare`; the scheduler must not, for accelerate would
-    step it once per process. `batches` gives this process's batches, on any device, at least `steps` of them,
-    as many and as large on every process.
+    model      prepared by accelerate, as is `optimizer`
+    batches    for each step this process's parts of its batch, as many for every process; their gradients add up to
+               that of the mean loss over the whole batch, however it is divided
+    set_rate   called with the steps taken, before the next one
+    seed       dropout draws at each step from (seed, step, process) alone, so that a run can go on from any step; the
+               caller keeps the generators of torch as they were
+    clip       largest norm of the gradient; None: not clipped
+    look       after which steps all wait for the device and agree on the losses; always after the last
 
-    `on_step(step)` is called after each step, `on_window(steps)` on every process with the new steps after
-    every 25 and at the end. A loss that is not finite on any process stops all of them at the end of its window.
-    The schedule of a scheme, if it has one, goes on from where it stands.
+    A window whose last loss is not finite is the last one; it ends with the first such step. The schedule of a scheme,
+    if it has one, goes on from where it stands.
     """
-    if steps <= 0:
-        raise ValueError(f"steps is {steps!r}; a run needs at least one")
     model.train()
-    taken: list[Step] = []
-    pending: list[tuple[Tensor, Tensor, float]] = []
+    processes = accelerator.num_processes
     before = progress(model)
-    started = time.perf_counter()
-    for step, batch in zip(range(1, steps + 1), batches, strict=False):
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        loss = model(**batch).loss
-        accelerator.backward(loss)
+    pending: list[tuple[Tensor, Tensor, float]] = []
+    taken = begin
+    for step, parts in zip(range(begin + 1, steps + 1), batches, strict=False):
+        torch.manual_seed(_seed(seed, step, accelerator.process_index))
+        set_rate(step - 1)
+        losses = []
+        for number, (batch, part) in enumerate(parts, 1):
+            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            if number < len(parts):
+                with accelerator.no_sync(model):
+                    losses.append(_backward(model, batch, part, processes, accelerator))
+            else:
+                losses.append(_backward(model, batch, part, processes, accelerator))
         norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
-        pending.append((loss.detach(), norm.detach(), optimizer.param_groups[0]["lr"]))
+        pending.append((torch.stack(losses).sum(), norm.detach(), optimizer.param_groups[0]["lr"]))
         optimizer.step()
-        scheduler.step()
         optimizer.zero_grad()
         if before is not None:
-            set_progress(model, before + step)
+            set_progress(model, before + step - begin)
         if on_step:
             on_step(step)
-        if step % WINDOW == 0 or step == steps:
-            window = _settle(pending, len(taken), accelerator)
+        if look(step) or step == steps:
+            window = _settle(pending, taken, accelerator)
+            taken += len(window)
             pending.clear()
-            taken += window
-            if on_window:
-                on_window(window)
+            yield window
             if not math.isfinite(window[-1].loss):
-                return History(taken, True, time.perf_counter() - started)
-    assert len(taken) == steps, "the batches ended before the steps"
-    return History(taken, False, time.perf_counter() - started)
+                return
+            model.train()  # whoever looked may have evaluated
+    if taken < steps:
+        raise RuntimeError(f"the batches ended after step {taken} of {steps}")
 
 
-def _settle(pending: list[tuple[Tensor, Tensor, float]], before: int, accelerator: Accelerator) -> list[Step]:
+def _backward(
+    model: nn.Module, batch: dict[str, Tensor], part: float, processes: int, accelerator: Accelerator
+) -> Tensor:
+    loss = model(**batch).loss * part
+    accelerator.backward(loss * processes)  # gradients of several processes are averaged
+    return loss.detach().float()
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _settle(pending: list[tuple[Tensor, Tensor, float]], taken: int, accelerator: Accelerator) -> list[Step]:
     """The pending steps as numbers that all processes agree on, up to the first loss that is not finite."""
     losses, norms, rates = zip(*pending, strict=True)
-    table = accelerator.reduce(torch.stack([torch.stack(losses).float(), torch.stack(norms).float()]), "mean")
+    losses = accelerator.reduce(torch.stack(losses), "sum").tolist()
+    norms = accelerator.reduce(torch.stack(norms).float(), "mean").tolist()
     settled = []
-    for number, loss, norm, rate in zip(
-        range(before + 1, before + 1 + len(rates)), *table.tolist(), rates, strict=True
-    ):
+    for number, loss, norm, rate in zip(range(taken + 1, taken + 1 + len(rates)), losses, norms, rates, strict=True):
         settled.append(Step(number, loss, rate, norm))
         if not math.isfinite(loss):
             break

@@ -1,5 +1,6 @@
 """Learning-rate schedules as shapes over the run. Needs no torch."""
 
+import math
 from collections.abc import Callable
 
 from resformer.errors import unknown
@@ -8,6 +9,7 @@ from resformer.errors import unknown
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda t: 1.0 - t,  # to 0
     "hold": lambda t: 1.0 - 0.9 * max(0.0, 2.0 * t - 1.0),  # constant, then to 10 % over the second half
+    "cosine": lambda t: 0.5 + 0.5 * math.cos(math.pi * t),  # to 0
     "constant": lambda t: 1.0,
 }
 

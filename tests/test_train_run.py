@@ -1,0 +1,288 @@
+"""A run that is interrupted goes on as if it had not been: killed, stopped, on a full disk, from a cut file."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
+
+import resformer
+from resformer.train import checkpoints
+from resformer.train.finetune import finetune
+from resformer.train.settings import Settings
+
+# 64 examples in batches of 8: an epoch has 8 steps, and checkpoints lie within one
+SETTINGS = {"steps": 20, "batch_size": 8, "learning_rate": 3e-3, "save_every": 3, "evaluate_every": 7}
+HERE = Path(__file__).parent
+ALONE = """
+import json, sys
+from pathlib import Path
+from test_train_run import train
+train(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+"""
+
+
+def train(output, *, scheme="rezero", dropout=0.1, resume="auto", overwrite=False, **changes):
+    model = resformer.patch(tiny_bert(dropout=dropout), scheme, init="paper")
+    options = {"progress": False, "resume": resume, "overwrite": overwrite}
+    data = tiny_data()
+    return finetune(model, tiny_tokenizer(), TASK, data, output, Settings(**(SETTINGS | changes)), **options)
+
+
+def alone(output, *, processes=1, fsdp=False, check=True, **changes):
+    """In processes of its own."""
+    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    variables = {"PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    if fsdp:
+        variables |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+        variables |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer"}
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
+    script = output.parent / f"{output.name}.py"
+    script.write_text(ALONE)
+    command = [sys.executable, *launch, str(script), str(output), json.dumps(changes)]
+    return subprocess.run(command, env=os.environ | variables, check=check, timeout=300, capture_output=not check)
+
+
+def log(output, name="train.jsonl"):
+    return [json.loads(line) for line in (output / name).read_text().splitlines()]
+
+
+def weights(output):
+    return (output / "model" / "model.resformer.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    train(output)
+    return output
+
+
+def assert_same(output, whole):
+    assert log(output) == log(whole)
+    assert log(output, "evaluations.jsonl") == log(whole, "evaluations.jsonl")
+    assert weights(output) == weights(whole)
+    first, second = (json.loads((one / "result.json").read_text()) for one in (output, whole))
+    for name in ("score", "metrics", "best", "train_loss", "loss_curve", "flags", "config"):
+        assert first[name] == second[name], name
+
+
+@pytest.mark.parametrize("at", ["before the rename", "in the file", "between"])
+def test_killed_at_any_moment_it_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, whole, at):
+    """Without a word of goodbye, in a child, in the middle of an epoch."""
+    output = tmp_path / "run"
+    child = os.fork()
+    if child == 0:
+        seen = [0]
+        die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+        def third(then):
+            def called(*args, **kwargs):
+                seen[0] += 1
+                if seen[0] == 3:
+                    then(*args)
+                return original(*args, **kwargs)
+
+            return called
+
+        if at == "before the rename":
+            original = checkpoints.write_json_atomically
+            checkpoints.write_json_atomically = third(lambda *args: die())
+        elif at == "in the file":
+            original = torch.save
+            torch.save = third(lambda found, file: (file.write(b"half"), file.flush(), die()))
+        else:
+            from resformer.train import run
+
+            original = run._append
+            run._append = third(lambda *args: die())
+        try:
+            train(output)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert not (output / "result.json").exists()
+    begun = checkpoints.newest(output / "checkpoints")[0]
+    assert begun is not None
+    assert 0 < checkpoints.step_of(begun) < 20
+    result = train(output)
+    assert result["notes"] == []
+    assert_same(output, whole)
+    assert len(list((output / "checkpoints").iterdir())) == 2, "older ones, and what was half written, are gone"
+
+
+def stopped(output, monkeypatch, after=8, **changes):
+    """Asked to stop after so many steps."""
+    from resformer.train import run
+
+    original = run.windows
+
+    def windows(*args, on_step, **kwargs):
+        def asked(step):
+            on_step(step)
+            if step == after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return original(*args, on_step=asked, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "windows", windows)
+        return train(output, **changes)
+
+
+def test_asked_to_stop_it_saves_and_goes_on(tmp_path, monkeypatch, whole):
+    output = tmp_path / "run"
+    handler = signal.getsignal(signal.SIGTERM)
+    result = stopped(output, monkeypatch)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert result["status"] == "stopped"
+    assert result["score"] is None
+    assert not (output / "result.json").exists()
+    assert [line["step"] for line in log(output)] == list(range(1, 9))
+    assert checkpoints.newest(output / "checkpoints")[0].name == "step-000000008"
+    train(output)
+    assert_same(output, whole)
+
+
+def test_a_cut_checkpoint_is_passed_over_with_a_word(tmp_path, monkeypatch, whole):
+    output = tmp_path / "run"
+    stopped(output, monkeypatch)
+    file = output / "checkpoints" / "step-000000008" / "training.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"passed over the checkpoint .*step-000000008: training.pt has .* bytes"):
+        result = train(output)
+    assert "step-000000008" in result["notes"][0]
+    assert_same(output, whole)
+
+
+def test_a_named_checkpoint_is_gone_on_from_or_refused(tmp_path, monkeypatch, whole):
+    output = tmp_path / "run"
+    stopped(output, monkeypatch)
+    chosen = output / "checkpoints" / "step-000000006"
+    file = chosen / "training.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[:100])
+    with pytest.raises(ValueError, match=r"step-000000006' cannot be used: training.pt has 100 bytes"):
+        train(output, resume=str(chosen))
+    file.write_bytes(content)
+    train(output, resume=str(chosen))
+    assert_same(output, whole)
+    with pytest.raises(ValueError, match="is no checkpoint; their folders are called"):
+        train(tmp_path / "other", resume=str(output))
+    with pytest.raises(ValueError, match="no such folder"):
+        train(tmp_path / "other", resume=str(output / "checkpoints" / "step-000000099"))
+
+
+def test_never_starts_from_the_beginning(tmp_path, monkeypatch, whole):
+    output = tmp_path / "run"
+    stopped(output, monkeypatch)
+    train(output, resume="never")
+    assert_same(output, whole)
+
+
+def test_on_a_full_disk_training_goes_on(tmp_path, monkeypatch, whole):
+    def full(found, file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    output = tmp_path / "run"
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.warns(UserWarning, match="no checkpoint after step 3: No space left on device; training goes on"):
+        result = train(output)
+    assert len(result["notes"]) == 6
+    assert list((output / "checkpoints").iterdir()) == []
+    assert_same(output, whole)
+
+
+def test_another_configuration_is_refused_with_what_differs(tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    stopped(output, monkeypatch)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    message = r"(?s)another configuration:\n  learning_rate: 0.003 there, 0.001 here\nGive the same to go on"
+    with pytest.raises(ValueError, match=message):
+        train(output, learning_rate=1e-3)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    assert train(output, learning_rate=1e-3, overwrite=True)["status"] == "ok"
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_parts_of_a_batch_give_what_the_whole_gives(tmp_path, whole, size):
+    parts = train(tmp_path / "parts", micro_batch_size=size, dropout=0.0)
+    at_once = train(tmp_path / "whole", dropout=0.0)
+    losses = [[line["loss"] for line in log(tmp_path / name)] for name in ("parts", "whole")]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
+    assert parts["config"] == at_once["config"]
+
+
+def test_checkpointed_layers_give_the_same(tmp_path, whole):
+    train(tmp_path / "run", gradient_checkpointing=True)
+    assert [line["loss"] for line in log(tmp_path / "run")] == [line["loss"] for line in log(whole)]
+
+
+def test_patience(tmp_path):
+    result = train(tmp_path / "run", steps=100, learning_rate=1e-9, evaluate_every=2, patience=3, save_every=None)
+    assert result["cost"]["steps"] == 8  # the first evaluation is the best, and three are not better
+    assert result["best"]["step"] == 2
+    with pytest.raises(ValueError, match="give evaluate_every as well"):
+        train(tmp_path / "other", patience=3, evaluate_every=None)
+
+
+def test_a_run_by_the_clock(tmp_path):
+    result = train(tmp_path / "run", steps=None, seconds=1.5, save_every=None, evaluate_every=None)
+    rates = [line["learning_rate"] for line in log(tmp_path / "run")]
+    assert 1.5 <= result["cost"]["seconds"] < 6
+    assert result["cost"]["steps"] == len(rates) > 25
+    assert rates[-1] < max(rates) / 2, "the schedule follows the time"
+
+
+def test_layers_are_watched(tmp_path):
+    train(tmp_path / "run", watch_every=5)
+    looks = log(tmp_path / "run", "layers.jsonl")
+    assert [look["step"] for look in looks] == [5, 10, 15, 20]
+    assert [(site["layer"], site["site"]) for site in looks[0]["sites"]] == [
+        (layer, site) for layer in (0, 1) for site in ("attn", "ffn")
+    ]
+    assert all(site["branch_to_stream"] > 0 for look in looks for site in look["sites"])
+    scalars = [site["a"] for look in looks for site in look["sites"] if "a" in site]
+    assert scalars[0] != scalars[-1], "they learn"
+    assert [line["loss"] for line in log(tmp_path / "run")] == [
+        line["loss"] for line in (train(tmp_path / "other"), log(tmp_path / "other"))[1]
+    ]
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_processes_give_what_one_gives_and_go_on_from_it(tmp_path, way):
+    """The losses at an equal batch, in parts that do not divide evenly; also from a checkpoint of one process."""
+    changes = {"dropout": 0.0, "batch_size": 9, "micro_batch_size": 2, "save_every": 10}
+    train(tmp_path / "one", **changes)
+    (tmp_path / "two").mkdir()
+    for name in ("config.json", "train.jsonl"):
+        (tmp_path / "two" / name).write_bytes((tmp_path / "one" / name).read_bytes())
+    (tmp_path / "one" / "checkpoints" / "step-000000010").rename(tmp_path / "half")
+    if way == "fsdp":
+        (tmp_path / "two" / "checkpoints").mkdir()
+        (tmp_path / "half").rename(tmp_path / "two" / "checkpoints" / "step-000000010")
+    else:
+        (tmp_path / "two" / "train.jsonl").unlink()
+    alone(tmp_path / "two", processes=2, fsdp=way == "fsdp", **changes)
+    losses, norms = (
+        [[line[what] for line in log(tmp_path / n)] for n in ("two", "one")] for what in ("loss", "grad_norm")
+    )
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(norms[0], norms[1], rtol=1e-3, atol=1e-6)
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert (one["provenance"]["processes"], two["provenance"]["processes"]) == (1, 2)
+    assert two["metrics"] == one["metrics"]
+    assert [line["learning_rate"] for line in log(tmp_path / "one")] == [
+        line["learning_rate"] for line in log(tmp_path / "two")
+    ], "the schedule has one length on any number of processes"
