@@ -26,9 +26,10 @@ def mask_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and labels (B T, int64) of the samples number `samples` (B) with token ids `ids` (B T).
 
-    Each token that is not special is predicted with probability `share`, and at least one in each sample that has
-    any; of these, 80 % become `mask_id`, 10 % a random token, never a special one, and 10 % stay, as in BERT
-    (arXiv:1810.04805). Labels are the ids of the predicted tokens and -100 elsewhere.
+    Of each sample round(share T) tokens are predicted, at least one and none that is special: as many in each, so that
+    the mean over the parts of a batch is the mean over the batch. Of these, 80 % become `mask_id`, 10 % a random token,
+    never a special one, and 10 % stay, as in BERT (arXiv:1810.04805). Labels are the ids of the predicted tokens and
+    -100 elsewhere.
 
     epoch    from 0; `EVALUATION` for the masks of evaluation
     special  ids that are never predicted nor put in, such as `tokenizer.all_special_ids`
@@ -53,8 +54,8 @@ def mask_batch(
     fixed = np.isin(ids, special)
     draw = _uniform(_mix(keys + steps))  # (B T)
     draw[fixed] = 2.0  # never chosen
-    # The smallest draw is chosen whatever it is, so that no sample is without a loss.
-    chosen = ((draw < share) | (draw == draw.min(axis=1, keepdims=True))) & ~fixed
+    most = max(1, round(share * ids.shape[1]))
+    chosen = (draw <= np.partition(draw, most - 1, axis=1)[:, most - 1 : most]) & ~fixed
 
     rows, columns = np.nonzero(chosen)
     labels = np.full(ids.shape, IGNORED, dtype=np.int64)
