@@ -19,6 +19,7 @@ from resformer.hosts.family import class_name
 from resformer.layer import Residual, find
 from resformer.patching import is_patched
 from resformer.plan import width_at
+from resformer.sizes import Match, layer_parameters
 from resformer.support import refusals
 from resformer.swap import swapped
 
@@ -86,6 +87,8 @@ def describe(model: nn.Module) -> Description:
         size, more = bottleneck(config.hidden_size, config.intermediate_size, cardinality)
         than = f"{more:+,} parameters a layer against the plain one of {config.intermediate_size}"
         rows.append(("feed-forward", f"sum of {cardinality} bottlenecks of width {size}, {than}"))
+    if (wanted := getattr(config, "matched_parameters", None)) is not None:
+        rows.append(("matched", str(Match(config.hidden_size, layer_parameters(host.model), wanted))))
     if frozen:
         rows.append(("not used", f"{frozen} parameters of the host's norms: kept, not trained"))
     if hasattr(scheme, "evaluations"):  # of solvers

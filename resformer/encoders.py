@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModel, BertConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from resformer.errors import unknown
 from resformer.grouped import GroupedLinear, bottleneck, group_feed_forward
+from resformer.host import find_host
+from resformer.layer import find
 from resformer.patching import patch
+from resformer.sizes import encoder_config, inner_width, matched_width
 
 WEIGHT_INITS = ("bert", "xavier", "width_scaled")
 
 
 def build_encoder(
     depth: int,
-    width: int,
+    width: int | None = None,
     scheme: str = "identity",
     *,
+    family: str = "bert",
     heads: int | None = None,
-    ffn: int | None = None,
+    ffn_ratio: float = 4.0,
+    match_parameters: int | str | None = None,
     cardinality: int | None = None,
-    vocab_size: int = 30522,
+    vocab_size: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int = 512,
     dropout: float = 0.1,
     num_labels: int = 2,
@@ -34,83 +43,137 @@ def build_encoder(
     auto: Any = AutoModel,
     **options: Any,
 ) -> PreTrainedModel:
-    """A BERT of any depth and width with a residual scheme in it, with fresh weights.
+    """A model of any depth and width with a residual scheme in it, with fresh weights.
 
     Args:
-        depth: layers. width: D. heads: by default one for each 64 channels. ffn: inner width, by default 4 D.
-        cardinality: C, to make each feed-forward the sum of C parallel bottlenecks D to w to w to D (ResNeXt), with w
-            as near to the parameters of the plain one as whole numbers go; `resformer.describe` tells the difference.
+        depth: layers. width: D. heads: by default one for each 64 channels.
+        family: an encoder or a decoder, such as "bert", "electra", "modernbert", "gpt2"; not an encoder-decoder.
+        ffn_ratio: inner width of the feed-forward over D. Gated ones (ModernBERT, Llama) have three matrices of it.
+        match_parameters: in place of the width: that at which the layers have most nearly so many parameters, or as
+            many as those of "24x128"; see `matched_width`. `resformer.describe` tells how nearly.
+        cardinality: C, to make each feed-forward of a BERT the sum of C parallel bottlenecks D to w to w to D
+            (ResNeXt), with w as near to the parameters of the plain one as whole numbers go; `resformer.describe` tells
+            the difference.
+        vocab_size: by default that of the tokenizer, without one 30522.
+        tokenizer: its special tokens become those of the configuration.
+        max_length: tokens of the longest input. dropout: the one of all places. num_labels: of a classifier.
         weight_init: how the host draws its weights, the same for all schemes: "bert", N(0, 0.02²); "xavier",
             Xavier-normal matrices, token embeddings N(0, 1), position and segment embeddings N(0, 0.3²);
-            "width_scaled", N(0, 0.02² · 768 / D), which gives a narrow net the branch strength of BERT-base.
-        init: "paper", the scheme's own start, or "preserve", the plain BERT at first.
+            "width_scaled", N(0, 0.02² · 768 / D), which gives a narrow net the branch strength of BERT-base. It takes
+            the place of what a family does otherwise (GPT-2 and ModernBERT scale by depth, as schemes do).
+        init: "paper", the scheme's own start, or "preserve", the plain host at first.
         auto: `AutoModel`, `AutoModelForSequenceClassification` (with num_labels), `AutoModelForMaskedLM` ...
         placement, options: as for `resformer.patch`.
 
     The host draws its weights before the scheme draws its own, from torch's global generator: with equal seeds all
-    schemes start from equal host weights. Raises a ValueError for sizes below 1, heads that do not divide the width or
-    a cardinality that leaves no channel to a transform.
+    schemes start from equal host weights. Raises a ValueError for sizes below 1, heads that do not divide the width, a
+    cardinality that leaves no channel to a transform, a family that is not known or not of one stack, a head that
+    it has not, or a tokenizer that does not fit.
     """
-    heads = max(1, width // 64) if heads is None else heads
-    ffn = 4 * width if ffn is None else ffn
-    sizes = {"depth": depth, "width": width, "heads": heads, "ffn": ffn, "vocab_size": vocab_size}
-    for name, value in (sizes | {"max_length": max_length, "num_labels": num_labels}).items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be a number of at least 0 and below 1, got {dropout!r}")
-    if width % heads:
-        divisors = [h for h in range(1, width + 1) if width % h == 0]
-        raise ValueError(f"heads must divide the width {width}, got {heads}; allowed are {divisors}")
     if weight_init not in WEIGHT_INITS:
         raise unknown("weight_init", weight_init, WEIGHT_INITS)
-    if cardinality is not None:
-        bottleneck(width, ffn, cardinality)
-    config = BertConfig(
-        num_hidden_layers=depth,
-        hidden_size=width,
-        num_attention_heads=heads,
-        intermediate_size=ffn,
+    if cardinality is not None and family != "bert":
+        raise ValueError(f"cardinality is for family 'bert', got family {family!r}; leave one of them out")
+    if (width is None) == (match_parameters is None):
+        raise ValueError(f"give width or match_parameters, got width={width!r}, match_parameters={match_parameters!r}")
+    match = None
+    if match_parameters is not None:
+        match = matched_width(depth, match_parameters, family=family, heads=heads, ffn_ratio=ffn_ratio)
+        width = match.width
+    assert width is not None
+    scaled = weight_init == "width_scaled" and isinstance(width, int) and width > 0
+    std = 0.02 * math.sqrt(768 / width) if scaled else 0.02
+    config = encoder_config(
+        family,
+        depth,
+        width,
+        heads=heads,
+        ffn_ratio=ffn_ratio,
         vocab_size=vocab_size,
-        max_position_embeddings=max_length,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        num_labels=num_labels,  # type: ignore[call-arg]
-        initializer_range=0.02 * math.sqrt(768 / width) if weight_init == "width_scaled" else 0.02,
+        max_length=max_length,
+        dropout=dropout,
+        num_labels=num_labels,
+        std=std,
+        tokenizer=tokenizer,
     )
+    if cardinality is not None:
+        bottleneck(width, inner_width(width, ffn_ratio), cardinality)
+    if match is not None:
+        config.matched_parameters = match.wanted  # `describe` counts what there is of them
+    mapping = getattr(auto, "_model_mapping", None)
+    if mapping is None or type(config) not in mapping:
+        raise ValueError(
+            f"family {family!r} has no {getattr(auto, '__name__', auto)!s}; give an auto class of transformers that "
+            f"knows {type(config).__name__}, such as {', '.join(_heads(type(config)))}"
+        )
     model = auto.from_config(config)
+    pads = model.get_input_embeddings().padding_idx
+    if tokenizer is not None and pads is not None and pads != tokenizer.pad_token_id:  # MPNet
+        raise ValueError(
+            f"family {family!r} takes token {pads} for padding, whatever its configuration says, and the tokenizer "
+            f"pads with {tokenizer.pad_token_id}; train one that pads with number {pads}, or take another family"
+        )
     if cardinality is not None:
         group_feed_forward(model, cardinality)
     if weight_init == "xavier":
         _draw_xavier(model)
+    elif family != "bert":  # which draws so by itself
+        _draw_normal(model, std)
     return patch(model, scheme, init=init, placement=placement, **options)
 
 
-def equal_parameters(depth: int, width: int, new_depth: int, *, heads: int = 1) -> int:
-    """The width at which an encoder of `new_depth` layers has the parameters of one of `depth` layers of `width`.
-
-    Embeddings are not counted, and the feed-forward is 4 D wide: a layer has 12 D² + 13 D. The nearest multiple of
-    `heads`, so that both are equal only as nearly as that allows. Raises a ValueError for numbers below 1.
-    """
-    for name, value in {"depth": depth, "width": width, "new_depth": new_depth, "heads": heads}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    layer = depth * (12 * width**2 + 13 * width) / new_depth
-    exact = (math.sqrt(13**2 + 48 * layer) - 13) / 24
-    return heads * max(1, round(exact / heads))
+def _heads(config: type) -> list[str]:
+    """The auto classes for text that have a model of this configuration."""
+    names = ("", "ForSequenceClassification", "ForMaskedLM", "ForCausalLM")
+    autos = [getattr(transformers, f"AutoModel{name}") for name in names]
+    return [auto.__name__ for auto in autos if config in auto._model_mapping]
 
 
 @torch.no_grad()
-def _draw_xavier(model: nn.Module) -> None:
-    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and id(module.weight) not in tied:
-            nn.init.xavier_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+def _draw_normal(model: PreTrainedModel, std: float) -> None:
+    for module in _drawn(model):
+        nn.init.normal_(module.weight, std=std)
+        _clear(module)
+
+
+@torch.no_grad()
+def _draw_xavier(model: PreTrainedModel) -> None:
+    """Each matrix of a fused projection, such as GPT-2's of queries, keys and values, is drawn as one by itself."""
+    host, words = find_host(model), model.get_input_embeddings()
+    fused = {
+        id(find(layer, projection.path)): projection.parts
+        for stack in host.stacks
+        for layer in stack.layers
+        for site in stack.sites(layer)
+        for projection in site.points.values()
+    }
+    for module in _drawn(model):
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=1.0 if module is words else 0.3)
         elif isinstance(module, GroupedLinear):
             nn.init.normal_(module.weight, std=module.weight.shape[-1] ** -0.5)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=1.0 if name.endswith("word_embeddings") else 0.3)
-            if module.padding_idx is not None:
-                nn.init.zeros_(module.weight[module.padding_idx])
+        elif (parts := fused.get(id(module), 1)) > 1:
+            into, out = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
+            nn.init.normal_(module.weight, std=math.sqrt(2 / (into + out / parts)))
+        else:
+            nn.init.xavier_normal_(module.weight)
+        _clear(module)
+
+
+def _drawn(model: nn.Module) -> Iterator[Any]:
+    """The modules whose matrices are drawn: not norms, tables that are computed, or heads tied to the embeddings."""
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            if module.weight.requires_grad:
+                yield module
+        elif isinstance(module, nn.Linear | Conv1D | GroupedLinear) and id(module.weight) not in tied:
+            yield module
+
+
+def _clear(module: Any) -> None:
+    """Biases start at 0, and so does the embedding of padding."""
+    if getattr(module, "bias", None) is not None:
+        nn.init.zeros_(module.bias)
+    if getattr(module, "padding_idx", None) is not None:
+        nn.init.zeros_(module.weight[module.padding_idx])

@@ -1,4 +1,4 @@
-"""Feed-forwards of parallel bottlenecks, and width against depth at equal parameters."""
+"""Feed-forwards of parallel bottlenecks."""
 
 import copy
 import json
@@ -10,11 +10,10 @@ import sys
 import pytest
 import torch
 from torch.nn.functional import gelu
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 import resformer
 from resformer import build_encoder, unpatch
-from resformer.encoders import equal_parameters
 from resformer.grouped import GroupedIntermediate, bottleneck
 from resformer.testing.hosts import checkpoint
 
@@ -60,8 +59,8 @@ def test_it_is_a_sum_of_bottlenecks():
 def test_parameters_are_those_of_the_plain_feed_forward(width, ffn, cardinality):
     """As nearly as whole channels allow: half a channel of each transform, 1 % where one is 50 wide."""
     size, more = bottleneck(width, ffn or 4 * width, cardinality)
-    grouped = encoder(cardinality, width=width, ffn=ffn, depth=1)
-    plain = encoder(None, width=width, ffn=ffn, depth=1)
+    grouped = encoder(cardinality, width=width, ffn_ratio=(ffn or 4 * width) / width, depth=1)
+    plain = encoder(None, width=width, ffn_ratio=(ffn or 4 * width) / width, depth=1)
     counts = [feed_forward_parameters(model) for model in (grouped, plain)]
     assert counts[0] - counts[1] == more
     assert abs(more) / counts[1] <= 0.6 / size
@@ -190,25 +189,3 @@ def test_it_trains_and_compiles():
     plain = encoder(4, "highway")
     run = torch.compile(lambda ids: plain(ids).last_hidden_state, fullgraph=True, backend="eager")
     torch.testing.assert_close(run(IDS), plain(IDS).last_hidden_state)
-
-
-# ------------------------------------------------------------------------------------------------ width and depth
-
-
-@pytest.mark.parametrize(("depth", "width", "heads"), [(24, 90, 2), (48, 64, 4), (3, 256, 4), (6, 181, 1)])
-def test_width_against_depth_at_equal_parameters(depth, width, heads):
-    assert equal_parameters(12, 128, depth, heads=heads) == width
-    counts = []
-    for layers, channels in ((12, 128), (depth, width)):
-        with torch.device("meta"):
-            config = BertConfig(
-                num_hidden_layers=layers, hidden_size=channels, num_attention_heads=1, intermediate_size=4 * channels
-            )
-            counts.append(sum(p.numel() for p in BertModel(config).encoder.parameters()))
-    assert counts[1] == pytest.approx(counts[0], rel=0.02 * heads)
-
-
-@pytest.mark.parametrize("arguments", [(0, 8, 2), (2, 8.0, 2), (2, 8, -1)])
-def test_bad_sizes(arguments):
-    with pytest.raises(ValueError, match="whole number of at least 1"):
-        equal_parameters(*arguments)

@@ -17,7 +17,7 @@ ORDER = [
     {"attention"},
     {"layer"},
     {"host"},
-    {"grouped", "edits"},
+    {"grouped", "edits", "sizes"},
     {"saving"},
     {"adapters", "trainer"},
     {"plan"},

@@ -116,7 +116,7 @@ def check(study: Study) -> None:
                 depth=min(study.depths),
                 width=settings.width,
                 heads=settings.heads,
-                ffn=settings.ffn,
+                ffn_ratio=(settings.ffn or 4 * settings.width) / settings.width,
                 vocab_size=8,
                 max_length=8,
                 scheme=name,

@@ -41,7 +41,7 @@ def run(run: Run, directory: Path) -> dict[str, Any]:
         depth=run.depth,
         width=settings.width,
         heads=settings.heads,
-        ffn=settings.ffn,
+        ffn_ratio=(settings.ffn or 4 * settings.width) / settings.width,
         dropout=settings.dropout,
         vocab_size=len(tokenizer),
         max_length=settings.max_length,
