@@ -98,14 +98,13 @@ def _parts(source: str) -> list[Path | re.Match[str]]:
     files: list[Path | re.Match[str]] = []
     for path in found:
         if path.is_dir():
-            inner = sorted(file for file in path.rglob("*") if file.suffix in READERS and not _hidden(file, path))
-            if not inner and path == root:
-                raise ValueError(f"folder {path} has no file ending in {', '.join(READERS)}; {_listing(path / '*')}")
-            files += inner
+            files += sorted(file for file in path.rglob("*") if file.suffix in READERS and not _hidden(file, path))
         elif path.suffix in READERS:
             files.append(path)
         else:
             raise ValueError(f"{path} is none of the kinds {', '.join(READERS)}; name the files more exactly")
+    if not files:
+        raise ValueError(f"corpus {source!r} has no file ending in {', '.join(READERS)}; {_listing(found[0] / '*')}")
     return list(dict.fromkeys(files))  # `**` finds a folder and the files in it
 
 
@@ -215,6 +214,4 @@ def _text(row: dict[str, object], column: str, where: str) -> Iterator[str]:
 
 
 def _missing(column: str, found: Sequence[str], where: str) -> ValueError:
-    return ValueError(
-        f"{where} has no column {column!r}; it has {', '.join(map(str, found)) or 'none'}; name the right one"
-    )
+    return ValueError(f"{where} has no column {column!r} for the text; it has {', '.join(found) or 'none'}; name one")

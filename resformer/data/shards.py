@@ -61,14 +61,12 @@ class Shards:
         return np.cumsum([0, *self.index["shards"]])
 
     def window(self, start: int, length: int) -> np.ndarray:
-        """Tokens `start` to `start + length`, also across files: (length,), of the dtype on disk, read-only.
+        """Tokens `start` to `start + length`, also across files: (length,), of the dtype on disk, not to write to.
 
         Raises ValueError for a window that is not within the tokens.
         """
         if not 0 <= start <= start + length <= self.tokens:
-            raise ValueError(
-                f"window of {length} tokens from {start} on is not within the {self.tokens} of {self.folder}"
-            )
+            raise ValueError(f"{length} tokens from {start} on are not within the {self.tokens} of {self.folder}")
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         parts = []
         for file, begin in zip(self._files[first:], self._starts[first:], strict=False):
