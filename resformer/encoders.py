@@ -41,6 +41,7 @@ def build_encoder(
     init: str = "paper",
     placement: str | None = None,
     auto: Any = AutoModel,
+    attention: str | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """A model of any depth and width with a residual scheme in it, with fresh weights.
@@ -63,6 +64,7 @@ def build_encoder(
             the place of what a family does otherwise (GPT-2 and ModernBERT scale by depth, as schemes do).
         init: "paper", the scheme's own start, or "preserve", the plain host at first.
         auto: `AutoModel`, `AutoModelForSequenceClassification` (with num_labels), `AutoModelForMaskedLM` ...
+        attention: the implementation of transformers, "eager" or "sdpa"; by default its own choice.
         placement, options: as for `resformer.patch`.
 
     The host draws its weights before the scheme draws its own, from torch's global generator: with equal seeds all
@@ -106,7 +108,7 @@ def build_encoder(
             f"family {family!r} has no {getattr(auto, '__name__', auto)!s}; give an auto class of transformers that "
             f"knows {type(config).__name__}, such as {', '.join(_heads(type(config)))}"
         )
-    model = auto.from_config(config)
+    model = auto.from_config(config, **({"attn_implementation": attention} if attention else {}))
     pads = model.get_input_embeddings().padding_idx
     if tokenizer is not None and pads is not None and pads != tokenizer.pad_token_id:  # MPNet
         raise ValueError(

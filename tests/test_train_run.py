@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 
 import resformer
-from resformer.train import checkpoints
+from resformer.train import checkpoints, run
 from resformer.train.finetune import finetune
 from resformer.train.settings import Settings
 
@@ -102,8 +103,6 @@ def test_killed_at_any_moment_it_goes_on_as_if_it_had_not_been(tmp_path, monkeyp
             original = torch.save
             torch.save = third(lambda found, file: (file.write(b"half"), file.flush(), die()))
         else:
-            from resformer.train import run
-
             original = run._append
             run._append = third(lambda *args: die())
         try:
@@ -121,10 +120,9 @@ def test_killed_at_any_moment_it_goes_on_as_if_it_had_not_been(tmp_path, monkeyp
     assert len(list((output / "checkpoints").iterdir())) == 2, "older ones, and what was half written, are gone"
 
 
-def stopped(output, monkeypatch, after=8, **changes):
-    """Asked to stop after so many steps."""
-    from resformer.train import run
-
+@contextmanager
+def stopped_by(monkeypatch, after):
+    """Within, a run is asked to stop after so many steps."""
     original = run.windows
 
     def windows(*args, on_step, **kwargs):
@@ -137,6 +135,11 @@ def stopped(output, monkeypatch, after=8, **changes):
 
     with monkeypatch.context() as patched:
         patched.setattr(run, "windows", windows)
+        yield
+
+
+def stopped(output, monkeypatch, after=8, **changes):
+    with stopped_by(monkeypatch, after):
         return train(output, **changes)
 
 

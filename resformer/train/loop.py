@@ -18,7 +18,7 @@ from resformer.errors import unknown
 from resformer.schedule import progress, set_progress
 from resformer.train.batches import Encoded, ordered, share
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # ours -> accelerate's
+PRECISIONS = {"fp32": "no", "no": "no", "bf16": "bf16", "fp16": "fp16"}  # ours -> accelerate's
 WINDOW = 25  # steps between looks at the loss: each look waits for the device and for the other processes
 
 # A part of a step's batch that one process computes at once, and its share in the mean loss of the step. The shares of

@@ -182,8 +182,8 @@ def _split(packed: Packed, held_out: Packed | int, batch_size: int) -> tuple[Sam
         held = packed, range(max(0, len(packed) - held_out), len(packed))
     if len(train[1]) < batch_size:
         raise ValueError(
-            f"the corpus has {len(packed)} samples of {packed.length} tokens, with {len(held[1])} held out: too few for "
-            f"one batch of {batch_size}; give more text, shorter samples or a smaller batch"
+            f"the corpus has {len(packed)} samples of {packed.length} tokens, with {len(held[1])} held out: too few "
+            f"for one batch of {batch_size}; give more text, shorter samples or a smaller batch"
         )
     return train, held
 
@@ -243,7 +243,7 @@ def _unigram_loss(train: Text, held: Text, special: np.ndarray, most: int = 4096
 
     def counts(text: Text) -> np.ndarray:
         samples: Sequence[int] = text.samples[:: max(1, len(text.samples) // most)]
-        found = np.zeros(2**8, dtype=np.int64)
+        found = np.zeros(0, dtype=np.int64)
         for i in samples:
             here = np.bincount(text.packed[i])
             found = np.pad(found, (0, max(0, len(here) - len(found))))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from resformer.errors import unknown
+from resformer.options import option
 from resformer.train.checks import check_not_negative, check_positive
 from resformer.train.schedule import factor
 
@@ -16,51 +17,33 @@ FREE = ("micro_batch_size", "save_every", "keep", "watch_every", "track")
 
 @dataclass(frozen=True)
 class Settings:
-    """Length, optimizer and machine of a run; the same for pre-training and fine-tuning.
+    """Length, optimizer and machine of a run; the same for pre-training and fine-tuning. Weights, and with them the
+    residual stream, stay in fp32 at any precision."""
 
-    Args:
-        epochs: passes over the training data, where neither steps nor seconds are given.
-        steps: optimizer steps. seconds: wall clock of training; the schedule then follows the time.
-        batch_size: examples per optimizer step, over all processes.
-        micro_batch_size: examples that a process computes at once; None: all that fall to it.
-        weight_decay: of AdamW; on what, and `scheme_lr_multiplier`: see `resformer.optim.param_groups`.
-        warmup: share of the run, in [0, 1), over which the learning rate rises.
-        schedule: what the learning rate does then: see `resformer.train.schedule`.
-        clip: largest norm of the gradient; 0: not clipped.
-        precision: "fp32", or "bf16" or "fp16": autocast. Weights, and the residual stream, stay in fp32.
-        seed: of the order of the examples and of dropout.
-        evaluate_every: steps between evaluations; None: once, at the end. patience: evaluations without a better
-            score after which the run ends; None: it never does.
-        save_every: steps between checkpoints, of which the last `keep` stay; None: only when it is asked to stop.
-        gradient_checkpointing: compute each layer again in the backward pass, for memory.
-        compile: torch.compile, on inputs of few lengths.
-        matmul_precision: of torch for fp32 matrices: "highest"; "high" and "medium" may round to tf32 or bf16.
-        watch_every: steps between looks at what each layer's scheme does (layers.jsonl); None: never.
-        track: names of accelerate's trackers (tensorboard, wandb, trackio ...).
-    """
-
-    epochs: float = 3.0
-    steps: int | None = None
-    seconds: float | None = None
-    batch_size: int = 32
-    micro_batch_size: int | None = None
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    scheme_lr_multiplier: float = 1.0
-    warmup: float = 0.1
-    schedule: str = "linear"
-    clip: float = 1.0
-    precision: str = "fp32"
-    seed: int = 0
-    evaluate_every: int | None = None
-    patience: int | None = None
-    save_every: int | None = None
-    keep: int = 2
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    matmul_precision: str = "highest"
-    watch_every: int | None = None
-    track: tuple[str, ...] = ()
+    epochs: float = option(3.0, "Passes over the training data, where neither steps nor seconds are given.")
+    steps: int | None = option(None, "Optimizer steps.")
+    seconds: float | None = option(None, "Wall clock of training; the schedule then follows the time.")
+    batch_size: int = option(32, "Examples an optimizer step, over all processes.")
+    micro_batch_size: int | None = option(None, "Examples that a process computes at once. [default: all its part]")
+    learning_rate: float = option(5e-5, "At its peak.", "--lr")
+    weight_decay: float = option(0.01, "Of matrices; never of the scheme.")
+    scheme_lr_multiplier: float = option(1.0, "For the scheme's parameters, on top.")
+    warmup: float = option(0.1, "Share of the run, below 1, over which the learning rate rises.")
+    schedule: str = option("linear", "Of the learning rate then: linear, cosine, hold or constant.")
+    clip: float = option(1.0, "Largest gradient norm; 0 for none.")
+    precision: str = option("fp32", "fp32 (or no), bf16 or fp16: autocast.", "--mixed-precision")
+    seed: int = option(0, "Of order, masks and dropout.")
+    evaluate_every: int | None = option(None, "Steps between evaluations. [default: once, at the end]")
+    patience: int | None = option(None, "Evaluations without a better score that end the run. [default: none do]")
+    save_every: int | None = option(
+        None, "Steps between checkpoints. [default: only when it is asked to stop]", "--save-steps"
+    )
+    keep: int = option(2, "How many of the last checkpoints stay.")
+    gradient_checkpointing: bool = option(False, "Compute each layer again in the backward pass, for memory.")
+    compile: bool = option(False, "torch.compile, on inputs of few lengths.")
+    matmul_precision: str = option("highest", "Of fp32 matrices in torch: high and medium may round to tf32 or bf16.")
+    watch_every: int | None = option(None, "Steps between looks at each layer's scheme (layers.jsonl).")
+    track: tuple[str, ...] = option((), "Trackers of accelerate: tensorboard, wandb, trackio ...")
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for a value that cannot be, or two that exclude each other."""

@@ -1,0 +1,57 @@
+"""Command-line options that follow from the fields of a dataclass: named, typed and explained in one place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, field, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+def option(default: Any, help: str, *names: str) -> Any:
+    """A field of a dataclass with its explanation; `names` are further ones on the command line, such as "--lr"."""
+    return field(default=default, metadata={"help": help, "names": names})
+
+
+def options_of(kind: type, *, taken: str) -> Callable[[Callable], Callable]:
+    """A decorator for a command with a parameter called `taken`, of the dataclass `kind`: in its place the command line
+    has an option for each field."""
+
+    def decorate(command: Callable) -> Callable:
+        signature = inspect.signature(command)
+        hints = get_type_hints(command, include_extras=True)
+        kinds = get_type_hints(kind)
+        members = [_parameter(one, kinds[one.name]) for one in fields(kind)]
+        names = [one.name for one in members]
+
+        def called(**given: Any) -> Any:
+            found = {name: given.pop(name) for name in names}
+            found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+            return command(**given, **{taken: kind(**found)})
+
+        others = [
+            one.replace(annotation=hints[one.name], kind=one.KEYWORD_ONLY)
+            for one in signature.parameters.values()
+            if one.name != taken
+        ]
+        called.__name__, called.__doc__, called.__module__ = command.__name__, command.__doc__, command.__module__
+        called.__signature__ = inspect.Signature([*others, *members])  # type: ignore[attr-defined]
+        called.__annotations__ = {one.name: one.annotation for one in (*others, *members)}
+        return called
+
+    return decorate
+
+
+def _parameter(one: Field, kind: Any) -> inspect.Parameter:
+    name = f"--{one.name.replace('_', '-')}"
+    flags = (f"{name}/--no-{name[2:]}",) if kind is bool else (name,)
+    names = (*flags, *one.metadata["names"])
+    default = [] if one.default == () else one.default
+    shown = default is not None and default != []
+    annotation = Annotated[
+        list[str] if default == [] else kind, typer.Option(*names, help=one.metadata["help"], show_default=shown)
+    ]
+    assert one.default is not MISSING
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -1,0 +1,192 @@
+"""Pre-training, end to end, on a little text of which the words can be told from their neighbours."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+import resformer
+from resformer.data.masking import EVALUATION
+from resformer.data.packing import Packed
+from resformer.data.shards import tokenize_corpus
+from resformer.data.tokenizer import train_tokenizer
+from resformer.train.masked_head import find_head, pick, picking
+from resformer.train.pretrain import Text, pretrain
+from resformer.train.settings import Settings
+
+torch.set_num_threads(1)
+SETTINGS = {"steps": 60, "batch_size": 8, "learning_rate": 1e-2, "warmup": 0.1}
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Texts that count: each word follows from the one before it."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [" ".join(WORDS[(start + i) % 10] for i in range(23)) for start in range(200)]
+    (folder / "counting.txt").write_text("\n\n".join(texts))
+    tokenizer = train_tokenizer(texts, max_length=32)
+    return tokenize_corpus([str(folder / "counting.txt")], tokenizer, folder / "shards"), tokenizer
+
+
+def packed_of(corpus, length=16, causal=False):
+    shards, tokenizer = corpus
+    return Packed(shards, length, None if causal else (tokenizer.cls_token_id, tokenizer.sep_token_id))
+
+
+def model_of(tokenizer, auto=AutoModelForMaskedLM, family="bert", scheme="rezero", dropout=0.0):
+    torch.manual_seed(0)
+    sizes = {"depth": 2, "width": 32, "heads": 2, "max_length": 32, "dropout": dropout}
+    return resformer.build_encoder(**sizes, scheme=scheme, family=family, tokenizer=tokenizer, auto=auto)
+
+
+def run(output, corpus, *, model=None, causal=False, length=16, **given):
+    names = ("objective", "held_out", "tokens", "resume", "overwrite", "save_model", "describe")
+    others = {name: given.pop(name) for name in names if name in given}
+    packed = packed_of(corpus, length, causal)
+    settings = Settings(**(SETTINGS | given))
+    return pretrain(
+        model or model_of(corpus[1]),
+        corpus[1],
+        packed,
+        output,
+        settings,
+        **({"held_out": 40, "progress": False, "save_model": False} | others),
+    )
+
+
+def log(output):
+    return [json.loads(line) for line in (output / "train.jsonl").read_text().splitlines()]
+
+
+def test_masked_words_are_learned(tmp_path, corpus):
+    result = run(tmp_path / "run", corpus, steps=300, save_model=True, evaluate_every=100)
+    metrics = result["metrics"]
+    assert result["status"] == "ok"
+    assert metrics["unigram_loss"] == pytest.approx(math.log(10), rel=0.02), "ten words, equally frequent"
+    assert metrics["loss"] < 0.5 * metrics["unigram_loss"]
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
+    assert result["score"] == -metrics["loss"]
+    assert result["best"]["step"] in (100, 200, 300)
+    assert result["config"]["samples"] + result["config"]["held_out"] == len(packed_of(corpus))
+    assert result["cost"]["tokens_per_second"] == pytest.approx(300 * 8 * 16 / result["cost"]["seconds"])
+    again = resformer.from_pretrained(tmp_path / "run" / "model", AutoModelForSequenceClassification)
+    assert again.config.num_hidden_layers == 2
+
+
+def test_causal(tmp_path, corpus):
+    model = model_of(corpus[1], AutoModelForCausalLM, "gpt2")
+    result = run(tmp_path / "run", corpus, model=model, causal=True, objective="clm", steps=150)
+    assert result["metrics"]["loss"] < 0.5 * result["metrics"]["unigram_loss"]
+
+
+def test_the_loss_of_evaluation_is_that_of_every_masked_token_once(tmp_path, corpus):
+    """By hand, on 13 samples in batches of 8, with the head on all tokens."""
+    model, packed = model_of(corpus[1]), packed_of(corpus)
+    result = run(tmp_path / "run", corpus, model=model, held_out=13, steps=3)
+    from resformer.train.pretrain import _hide
+
+    last = np.arange(len(packed) - 13, len(packed))
+    inputs, labels = _hide(corpus[1], packed.batch(last), last, seed=0, epoch=EVALUATION)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.from_numpy(inputs)).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels).flatten())
+    assert result["metrics"]["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["rezero", "hyper_connections"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "modernbert", "distilbert", "deberta_v2"])
+def test_the_head_on_masked_tokens_alone_gives_loss_and_gradients_of_all(corpus, family, scheme):
+    model = model_of(corpus[1], family=family, scheme=scheme).eval()
+    text = Text(packed_of(corpus), range(100), "mlm", 0, None)
+    ids = text.batch(np.arange(4), 0)["input_ids"]
+    labels = torch.where(torch.arange(16) % 5 == 2, ids, -100)
+    batch = {"input_ids": ids, "labels": labels}
+    head = find_head(model, batch)
+    assert head is not None
+
+    def gradients(given):
+        model.zero_grad()
+        loss = model(**given).loss
+        loss.backward()
+        return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    whole, expected = gradients(batch)
+    seen = []
+    with picking(model, head):
+        hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+        picked, found = gradients(pick(batch))
+        hook.remove()
+        again, _ = gradients(batch)  # without positions all are computed
+    torch.testing.assert_close(picked, whole)
+    torch.testing.assert_close(again, whole)
+    assert seen == [(12, 32)], "3 of 16 tokens in each of 4 samples"
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_masks_and_order_follow_from_seed_epoch_and_sample(corpus):
+    """Whatever the process, the parts and the step at which a run goes on."""
+    from functools import partial
+
+    from resformer.train.pretrain import _hide
+
+    text = Text(packed_of(corpus), range(50), "mlm", 3, partial(_hide, corpus[1]))
+
+    def rows(size, begin, processes, steps):
+        found = {}
+        for rank in range(processes):
+            feed = text.batches(Settings(**(SETTINGS | {"micro_batch_size": size})), begin, rank, processes)
+            for step, parts in zip(range(begin, begin + steps), feed, strict=False):
+                for batch, part in parts:
+                    if part:
+                        pairs = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
+                        found.setdefault(step, set()).update((tuple(x), tuple(y)) for x, y in pairs)
+        return found
+
+    whole = rows(None, 0, 1, 15)  # more than two epochs of 6 steps
+    assert all(len(step) == 8 for step in whole.values())
+    assert rows(3, 0, 3, 15) == whole
+    assert rows(2, 9, 1, 6) == {step: whole[step] for step in range(9, 15)}
+    assert not whole[0] & whole[6], "the second epoch has other masks"
+
+
+def test_interrupted_it_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, corpus):
+    from test_train_run import stopped_by
+
+    whole = run(tmp_path / "whole", corpus, model=model_of(corpus[1], dropout=0.1), save_every=7, save_model=True)
+    with stopped_by(monkeypatch, 31):
+        first = run(tmp_path / "run", corpus, model=model_of(corpus[1], dropout=0.1), save_every=7)
+    assert first["status"] == "stopped"
+    second = run(tmp_path / "run", corpus, model=model_of(corpus[1], dropout=0.1), save_every=7, save_model=True)
+    assert log(tmp_path / "run") == log(tmp_path / "whole")
+    assert second["metrics"] == whole["metrics"]
+    files = [tmp_path / name / "model" / "model.resformer.safetensors" for name in ("run", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_length_in_tokens(tmp_path, corpus):
+    assert run(tmp_path / "run", corpus, steps=None, tokens=8 * 16 * 5)["config"]["steps"] == 5
+    with pytest.raises(ValueError, match="tokens is a length of the run, and so are steps"):
+        run(tmp_path / "other", corpus, tokens=100)
+
+
+def test_what_does_not_fit_is_refused_before_any_work(tmp_path, corpus):
+    for given, message in [
+        ({"objective": "nsp"}, "unknown objective 'nsp'"),
+        ({"objective": "clm"}, "trains a model that ends in LMHeadModel or ForCausalLM, and this is a BertForMaskedLM"),
+        ({"length": 33}, "samples have 33 tokens, and the model takes 32"),
+        ({"held_out": 10**6}, "too few for one batch of 8"),
+        ({"batch_size": 10**6}, "too few for one batch of 1000000"),
+        ({"held_out": 0}, "held_out is 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "run", corpus, **given)
+    small = model_of(train_tokenizer(["one two"]))
+    with pytest.raises(ValueError, match=r"the tokenizer has 15 tokens, BertForMaskedLM has"):
+        run(tmp_path / "run", corpus, model=small)
+    assert not (tmp_path / "run").exists()
