@@ -72,6 +72,11 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     assert len(np.unique(made.window(0, made.tokens))) == 2**16 + 1
 
 
+def test_a_single_source_may_be_bare(corpus, tmp_path, tokenizer):
+    made = tokenize_corpus(str(corpus), tokenizer, tmp_path / "s")
+    assert made.index["sources"] == [str(corpus)]
+
+
 def test_batches_change_nothing(corpus, tmp_path, tokenizer, monkeypatch):
     one = tokenize_corpus([corpus], tokenizer, tmp_path / "one")
     monkeypatch.setattr(shards, "BATCH", 60)

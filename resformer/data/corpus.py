@@ -67,7 +67,7 @@ class Corpus:
         return whole.hexdigest()
 
 
-def read_corpus(sources: Sequence[str], *, column: str = "text") -> Corpus:
+def read_corpus(sources: Sequence[str] | str, *, column: str = "text") -> Corpus:
     """The documents of all `sources`, in their order, as something to iterate over, also repeatedly.
 
     sources   each a file (.txt, .jsonl, .json, .parquet), a folder (all such files in and below it), a pattern of

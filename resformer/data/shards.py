@@ -77,7 +77,7 @@ class Shards:
 
 
 def tokenize_corpus(
-    sources: Sequence[str],
+    sources: Sequence[str] | str,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     *,
@@ -122,7 +122,7 @@ def tokenize_corpus(
         with _locked(folder):
             if not (folder / INDEX).exists():  # else another process made it meanwhile
                 _clear(folder)
-                index = {**wanted, "sources": [str(source) for source in sources]}
+                index = {**wanted, "sources": [str(part) for part in corpus.parts]}
                 encoded = _encoded(corpus, backend, separator, progress)
                 index |= _write(folder, encoded, _stored(wanted["dtype"]), shard_tokens)
                 write_json_atomically(folder / INDEX, index)
