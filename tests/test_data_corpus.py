@@ -122,6 +122,7 @@ def test_bad_text_is_named_by_file_and_line(tmp_path):
         ("[1]", "a.jsonl, line 3 is a list"),
         ('{"text": null}', "a.jsonl, line 3: 'text' is 'None' of type NoneType, not a text"),
         ('{"text": 3}', "a.jsonl, line 3: 'text' is '3' of type int, not a text"),
+        ('{"text": "\\ud83d"}', "a.jsonl, line 3: 'text' is no text: 'utf-8' codec can't encode"),
         ('{"txt": "x"}', "a.jsonl, line 3 has no column 'text' for the text; it has txt"),
     ],
 )
@@ -196,8 +197,8 @@ def test_hub_data_sets_are_streamed(hub, source, config, split):
 
 def test_hub_sources_that_cannot_be(hub, monkeypatch):
     assert "'hub:a/b/c' is no data set of the hub; it is written hub:OWNER/NAME" in refused(["hub:a/b/c"])
-    assert "cannot read hub:some/other: data set some/other not found" in refused(["hub:some/other"])
-    assert "hub:some/wiki, row 1 has no column 'body' for the text; it has text, id" in refused(
+    assert "cannot read hub:some/other::train: data set some/other not found" in refused(["hub:some/other"])
+    assert "hub:some/wiki::train, row 1 has no column 'body' for the text; it has text, id" in refused(
         ["hub:some/wiki"], column="body"
     )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,15 +1,21 @@
 import json
+import os
 import threading
+import unicodedata
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from resformer.data import shards
+from resformer.data.corpus import read_corpus
 from resformer.data.packing import Packed, order
 from resformer.data.shards import fingerprint, open_shards, tokenize_corpus
 from resformer.data.tokenizer import train_subwords, train_tokenizer
 
+REAL = Path(os.environ.get("RESFORMER_DATA", Path(__file__).parents[2] / "shared" / "data")) / "corpora"
 TEXTS = [f"the {word} sat on mat {i} and [SEP] said [MASK] no" for i, word in enumerate(["cat", "dog", "owl"] * 9)]
 
 
@@ -66,6 +72,11 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     assert len(np.unique(made.window(0, made.tokens))) == 2**16 + 1
 
 
+def test_a_single_source_may_be_bare(corpus, tmp_path, tokenizer):
+    made = tokenize_corpus(str(corpus), tokenizer, tmp_path / "s")
+    assert made.index["sources"] == [str(corpus)]
+
+
 def test_batches_change_nothing(corpus, tmp_path, tokenizer, monkeypatch):
     one = tokenize_corpus([corpus], tokenizer, tmp_path / "one")
     monkeypatch.setattr(shards, "BATCH", 60)
@@ -91,6 +102,7 @@ def test_finished_shards_are_reused(corpus, tmp_path, tokenizer, monkeypatch):
     loaded = AutoTokenizer.from_pretrained(tmp_path / "t")
     moved = corpus.rename(tmp_path / "moved.jsonl")
     monkeypatch.setattr(shards, "_write", None)
+    monkeypatch.setattr(shards, "_locked", None)  # the folder need not be writable
     found = tokenize_corpus([moved], loaded, tmp_path / "s")
     assert found.reused
     assert found.index == made.index == open_shards(tmp_path / "s").index
@@ -132,6 +144,17 @@ def test_an_unfinished_folder_is_begun_anew(corpus, tmp_path, tokenizer, monkeyp
     for path in (tmp_path / "right").iterdir():
         assert (tmp_path / "s" / path.name).read_bytes() == path.read_bytes()
     assert len(list((tmp_path / "s").iterdir())) == len(list((tmp_path / "right").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_said_and_leaves_nothing_finished(corpus, tmp_path, tokenizer, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "_name", lambda number: "/dev/full")
+        with pytest.raises(OSError, match="No space left on device") as error:
+            tokenize_corpus([corpus], tokenizer, tmp_path / "s")
+        assert error.value.filename == "/dev/full"
+    assert not (tmp_path / "s/index.json").exists()
+    assert not tokenize_corpus([corpus], tokenizer, tmp_path / "s").reused
 
 
 def test_of_several_at_once_one_does_the_work(corpus, tmp_path, tokenizer):
@@ -239,3 +262,20 @@ def test_order_is_of_seed_and_epoch():
     np.testing.assert_array_equal(order(1000, 3, 0), first)
     for other in (order(1000, 3, 1), order(1000, 4, 0)):
         assert (other == first).sum() < 20
+
+
+# --- a real corpus ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no corpora in {REAL.parent}; set RESFORMER_DATA")
+def test_books(tmp_path):
+    """Half a million words: their bytes come back, and a sample is of the length asked for."""
+    texts = read_corpus([REAL / "books_validation.parquet"])
+    tokenizer = train_subwords(islice(texts, 1000), "bpe", vocab_size=2048)
+    made = tokenize_corpus([REAL / "books_validation.parquet"], tokenizer, tmp_path / "s")
+    words = sum(len(text.split()) for text in texts)
+    assert 1.2 < made.tokens / words < 2
+    assert made.documents == sum(1 for _ in texts)
+    back = tokenizer.decode(made.window(0, made.tokens)).split("[SEP]")[:-1]
+    assert back == [unicodedata.normalize("NFC", text) for text in texts]
+    assert Packed(made, 128, (2, 3))[7].shape == (128,)

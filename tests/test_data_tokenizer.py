@@ -138,7 +138,7 @@ def test_pieces(trained):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_texts_give_the_same_tokenizer(trained, name):
-    """In any order, and in other processes, whose hash tables are in another order."""
+    """In any order; the hash tables of the trainer are in another order each time."""
     again = train_subwords(CORPUS[::-1], **KINDS[name])
     assert again.backend_tokenizer.to_str() == trained[name].backend_tokenizer.to_str()
 

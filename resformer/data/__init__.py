@@ -1,1 +1,1 @@
-"""Tasks: GLUE from local files or the hub, built-in grammars, metrics and a small tokenizer."""
+"""Tasks (GLUE from local files or the hub, built-in grammars, metrics), corpora, and tokenizers for both."""

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,10 +30,22 @@ ROWS = 1000  # rows of parquet at a time
 
 
 @dataclass(frozen=True)
+class HubData:
+    """One split of a data set on the hub."""
+
+    name: str
+    config: str | None
+    split: str
+
+    def __str__(self) -> str:
+        return f"hub:{self.name}:{self.config or ''}:{self.split}"
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The documents of `parts`; they can be read any number of times, and memory holds only a few at a time."""
 
-    parts: tuple[Path | re.Match[str], ...]  # files, and hub data sets as matches of `HUB`
+    parts: tuple[Path | HubData, ...]
     column: str
 
     def __iter__(self) -> Iterator[str]:
@@ -49,12 +62,12 @@ class Corpus:
                 with open(part, "rb") as file:
                     state = f"{part.suffix} {hashlib.file_digest(file, 'sha256').hexdigest()}"
             else:
-                state = f"{part[0]} {HfApi().dataset_info(part['name']).sha}"
+                state = f"{part} {_commit(part)}"
             whole.update(f"\n{state}".encode())
         return whole.hexdigest()
 
 
-def read_corpus(sources: Sequence[str], *, column: str = "text") -> Corpus:
+def read_corpus(sources: Sequence[str] | str, *, column: str = "text") -> Corpus:
     """The documents of all `sources`, in their order, as something to iterate over, also repeatedly.
 
     sources   each a file (.txt, .jsonl, .json, .parquet), a folder (all such files in and below it), a pattern of
@@ -71,8 +84,8 @@ def read_corpus(sources: Sequence[str], *, column: str = "text") -> Corpus:
     if not sources:
         raise ValueError(f"no corpus given; give files, folders or patterns, or {FORM}")
     parts = tuple(part for source in map(str, sources) for part in _parts(source))
-    names = [str(part) if isinstance(part, Path) else part[0] for part in parts]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    names = [str(part) for part in parts]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"the corpus holds {', '.join(twice[:5])} more than once; give each source once")
     # Opening every part now tells of a missing column before hours of work on the parts before it.
@@ -81,7 +94,7 @@ def read_corpus(sources: Sequence[str], *, column: str = "text") -> Corpus:
     return Corpus(parts, column)
 
 
-def _parts(source: str) -> list[Path | re.Match[str]]:
+def _parts(source: str) -> list[Path | HubData]:
     """The files of a source, or the one hub data set."""
     if source.startswith("hub:"):
         if (match := HUB.fullmatch(source)) is None:
@@ -89,13 +102,13 @@ def _parts(source: str) -> list[Path | re.Match[str]]:
         offline = [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
         if offline:
             raise ValueError(f"{source!r} is on the hub, and {offline[0]} forbids it; give local files")
-        return [match]
+        return [HubData(match["name"], match["config"] or None, match["split"] or "train")]
     root = Path(source).expanduser()
     # A path that exists is itself, even with signs of a pattern in its name.
     found = [root] if root.exists() else sorted(map(Path, glob.glob(str(root), recursive=True)))
     if not found:
         raise ValueError(f"corpus {source!r} matches nothing; {_listing(root)}")
-    files: list[Path | re.Match[str]] = []
+    files: list[Path | HubData] = []
     for path in found:
         if path.is_dir():
             files += sorted(file for file in path.rglob("*") if file.suffix in READERS and not _hidden(file, path))
@@ -119,7 +132,7 @@ def _listing(path: Path) -> str:
     return f"{folder} holds {', '.join(names[:20]) or 'nothing'}{', ...' * (len(names) > 20)}"
 
 
-def _documents(part: Path | re.Match[str], column: str) -> Iterator[str]:
+def _documents(part: Path | HubData, column: str) -> Iterator[str]:
     if not isinstance(part, Path):
         return _from_hub(part, column)
     return READERS[part.suffix](part, column)
@@ -166,14 +179,20 @@ def _from_parquet(path: Path, column: str) -> Iterator[str]:
         raise ValueError(f"cannot read {path}: {error}; is the file complete and really parquet?") from error
 
 
-def _from_hub(source: re.Match[str], column: str) -> Iterator[str]:
-    where = source[0]
+def _from_hub(part: HubData, column: str) -> Iterator[str]:
     try:
-        rows = load_dataset(source["name"], source["config"] or None, split=source["split"] or "train", streaming=True)
+        rows = load_dataset(part.name, part.config, split=part.split, streaming=True)
         for number, row in enumerate(rows, 1):
-            yield from _text(row, column, f"{where}, row {number}")
+            yield from _text(row, column, f"{part}, row {number}")
     except OSError as error:
-        raise ValueError(f"cannot read {where}: {error}; it is written {FORM}") from error
+        raise ValueError(f"cannot read {part}: {error}; it is written {FORM}") from error
+
+
+def _commit(part: HubData) -> str | None:
+    try:
+        return HfApi().dataset_info(part.name).sha
+    except OSError as error:
+        raise ValueError(f"the hub does not tell the commit of {part}: {error}") from error
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
@@ -209,6 +228,10 @@ def _text(row: dict[str, object], column: str, where: str) -> Iterator[str]:
     text = row[column]
     if not isinstance(text, str):
         raise ValueError(f"{where}: {column!r} is {str(text)[:50]!r} of type {type(text).__name__}, not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a character of two parts
+        raise ValueError(f"{where}: {column!r} is no text: {error}") from error
     if text.strip():
         yield text
 

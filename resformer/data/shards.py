@@ -77,7 +77,7 @@ class Shards:
 
 
 def tokenize_corpus(
-    sources: Sequence[str],
+    sources: Sequence[str] | str,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     *,
@@ -122,7 +122,7 @@ def tokenize_corpus(
         with _locked(folder):
             if not (folder / INDEX).exists():  # else another process made it meanwhile
                 _clear(folder)
-                index = {**wanted, "sources": [str(source) for source in sources]}
+                index = {**wanted, "sources": [str(part) for part in corpus.parts]}
                 encoded = _encoded(corpus, backend, separator, progress)
                 index |= _write(folder, encoded, _stored(wanted["dtype"]), shard_tokens)
                 write_json_atomically(folder / INDEX, index)
@@ -222,8 +222,12 @@ def _write(folder: Path, encoded: Iterable[tuple[int, list[int]]], dtype: np.dty
             if sizes[-1] == limit:
                 sizes.append(0)
             part, rest = np.split(rest, [limit - sizes[-1]])
-            with open(folder / _name(len(sizes) - 1), "ab") as file:
-                file.write(part.tobytes())
+            path = folder / _name(len(sizes) - 1)
+            try:
+                with open(path, "ab") as file:
+                    file.write(part.tobytes())
+            except OSError as error:  # a full disk does not say of which file
+                raise OSError(error.errno, error.strerror, str(path)) from error
             sizes[-1] += len(part)
     if not documents:
         raise ValueError("the tokenizer finds no token in the corpus; is it the right one?")
