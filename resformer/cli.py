@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from resformer.configfile import Config
 from resformer.errors import unknown
-from resformer.study.plan import parse_scheme
+from resformer.study.plan import parse_scheme, with_options
 
 app = typer.Typer(
     help="Change how the layers of a Transformer are connected, and measure what it does.",
@@ -134,6 +135,9 @@ def finetune(
     output: Annotated[Path, typer.Option(help="Folder for result.json, train.jsonl and the model.")],
     data: Annotated[str | None, typer.Option(help="Folder with the task's data. [default: built in or hub]")] = None,
     scheme: Annotated[str | None, typer.Option(help=f"{SCHEME}. [default: the model as it is]")] = None,
+    scheme_options: Annotated[
+        str | None, typer.Option(help="Of the scheme, as JSON: '{\"bias\": 0}'; in place of NAME:OPTION=VALUE.")
+    ] = None,
     init: Annotated[str, typer.Option(help="Of the scheme: preserve or paper.")] = "preserve",
     placement: Annotated[str | None, typer.Option(help="Of the norms: native, pre, post, sandwich, none.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training split.")] = 3.0,
@@ -150,13 +154,17 @@ def finetune(
     train_size: Annotated[int | None, typer.Option(help="Use only the first so many training examples.")] = None,
     seed: Annotated[int, typer.Option(help="Of head, order and dropout.")] = 0,
     save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
+    config: Config = None,
 ) -> None:
     """Fine-tune a model on a GLUE-format task, with a residual scheme patched in."""
     from resformer.data.tasks import TASKS
 
     if task not in TASKS:
         raise unknown("task", task, TASKS, hint="`resformer data` lists them.")
+    scheme = with_options(scheme, scheme_options)
     name, options = parse_scheme(scheme) if scheme else (None, {})
+    for option in options.keys() & {"init", "placement"}:
+        raise ValueError(f"{option!r} is among the options of scheme {name!r}; give it as --{option}")
     from resformer.data.glue import load_task
     from resformer.train.finetune import finetune as run
     from resformer.train.load import load_classifier
@@ -229,6 +237,7 @@ def compare(
     data: Annotated[str | None, typer.Option(help="Folder with the tasks' data. [default: built in or hub]")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
     shard: Annotated[str | None, typer.Option(help="I/N: only every N-th run, from run I; for job arrays.")] = None,
+    config: Config = None,
 ) -> None:
     """Train schemes x depths x tasks x seeds from scratch, in one process a core, and report."""
     from resformer.study.execute import execute

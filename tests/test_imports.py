@@ -27,7 +27,7 @@ ORDER = [
     {"optim", "data", "testing"},
     {"train", "diagnostics", "support"},
     {"description"},
-    {"study", "listing"},
+    {"study", "listing", "configfile"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

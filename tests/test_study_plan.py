@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from resformer.study.plan import Run, Settings, Study, parse_scheme
+from resformer.study.plan import Run, Settings, Study, parse_scheme, with_options
 
 
 def study(**changes):
@@ -137,3 +137,42 @@ def test_planning_and_reading_need_only_the_standard_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------- options of a scheme
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ('{"bias": 0}', {"bias": 0}),
+        ('{"a": -1.5e-3, "b": true, "c": null, "d": "x, y", "e": [1, 2]}',
+         {"a": -1.5e-3, "b": True, "c": None, "d": "x, y", "e": [1, 2]}),
+        ("{}", {}),
+    ],
+)  # fmt: skip
+def test_options_as_json(given, read):
+    assert parse_scheme(with_options("exclusive_gate", given)) == ("exclusive_gate", read)
+
+
+def test_without_options():
+    assert with_options("rezero", None) == "rezero"
+    assert with_options(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "message"),
+    [
+        ("rezero", "{bias: 0}", r"cannot read the scheme options '\{bias: 0\}'.*line 1 column 2.*write a JSON object"),
+        ("rezero", "", "cannot read the scheme options ''"),
+        ("rezero", "[1]", "are no JSON object; write a JSON object"),
+        ("rezero", '{"a": NaN}', "NaN is no JSON number"),
+        ("rezero", '{"a": 1, "a": 2}', "names has 'a' 2 times"),
+        ("rezero", '{"a b": 1}', "hold 'a b', which is no name"),
+        (None, '{"a": 1}', "are of a scheme; give the scheme as well"),
+        ("rezero:a=1", '{"b": 1}', "use one of the two ways"),
+    ],
+)
+def test_bad_options(scheme, options, message):
+    with pytest.raises(ValueError, match=message):
+        with_options(scheme, options)

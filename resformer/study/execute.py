@@ -11,6 +11,7 @@ import signal
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,9 @@ def check(study: Study) -> None:
     with torch.random.fork_rng(devices=[]):
         for text in study.schemes:
             name, options = parse_scheme(text)
+            taken = options.keys() & signature(build_encoder).parameters.keys() - {"placement"}
+            if taken:
+                raise ValueError(f"scheme {text!r} sets {min(taken)!r}, which is of the encoder and not of a scheme")
             build_encoder(  # nothing knows better what can be built than building it, as small as it goes
                 depth=min(study.depths),
                 width=settings.width,

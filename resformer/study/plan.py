@@ -160,6 +160,40 @@ def parse_scheme(text: str) -> tuple[str, dict[str, Any]]:
     return name, read
 
 
+def with_options(scheme: str | None, options: str | None) -> str | None:
+    """A scheme as `parse_scheme` reads it, with the options of a JSON object, such as '{"bias": 0}'.
+
+    Raises `ValueError` for what is no JSON object, for options without a scheme, and for a scheme that has some.
+    """
+    if options is None:
+        return scheme
+    form = """write a JSON object, such as '{"bias": 0}'"""
+    try:
+        read = json.loads(options, object_pairs_hook=_once, parse_constant=_no_constant)
+    except ValueError as error:
+        raise ValueError(f"cannot read the scheme options {options!r}: {error}; {form}") from None
+    if not isinstance(read, dict):
+        raise ValueError(f"the scheme options {options!r} are no JSON object; {form}")
+    if wrong := [name for name in read if not name.isidentifier()]:
+        raise ValueError(f"the scheme options {options!r} hold {wrong[0]!r}, which is no name of an option; {form}")
+    if scheme is None:
+        raise ValueError(f"the scheme options {options!r} are of a scheme; give the scheme as well")
+    if ":" in scheme:
+        raise ValueError(
+            f"scheme {scheme!r} brings options, and {options!r} gives some as well; use one of the two ways"
+        )
+    return f"{scheme}:{','.join(f'{name}={value!r}' for name, value in read.items())}" if read else scheme
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _distinct("names", [name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
 def _whole(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
