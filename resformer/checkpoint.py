@@ -15,7 +15,7 @@ from resformer.errors import unknown
 from resformer.grouped import group_feed_forward
 from resformer.host import find_host
 from resformer.hosts import families
-from resformer.patching import VERSION, freeze, restore
+from resformer.patching import VERSION, dtypes_of, freeze, probe_patched, restore
 from resformer.saving import MODEL_TYPE, VARIANT
 from resformer.schemes import find_scheme
 from resformer.schemes.base import PLACEMENTS
@@ -237,4 +237,6 @@ def _load(cls: type, path: Any, config: Any, settings: dict[str, Any], kwargs: d
             f"unexpected {stray[:3] or 'nothing'}, of another shape {other[:3] or 'nothing'}; the checkpoint is "
             "damaged, or its configuration was changed"
         )
+    if len(dtypes_of(host)) > 1 and not any(p.is_meta for p in model.parameters()):
+        probe_patched(host, settings["scheme"])
     return (model, info) if wants_info else model

@@ -101,7 +101,7 @@ def patch(
             )
         detach(host)
         attach(host, plan)
-        change = difference(_probe_patched(host, scheme), expected)
+        change = difference(probe_patched(host, scheme), expected)
         if init == "preserve" and change > FAR.get(expected.dtype, 0.2):
             raise ValueError(
                 f"scheme {scheme!r} should keep what this {type(model).__name__} computes, and the relative difference "
@@ -116,7 +116,8 @@ def patch(
     return model
 
 
-def _probe_patched(host: Host, scheme: str) -> Tensor:
+def probe_patched(host: Host, scheme: str) -> Tensor:
+    """`probe` of a patched model; a ValueError that says why it cannot compute."""
     try:
         with _watching(host):
             return probe(host)
@@ -128,14 +129,18 @@ def _probe_patched(host: Host, scheme: str) -> Tensor:
             "between them is named in `Stack.between`), or take another scheme"
         ) from error
     except RuntimeError as error:
-        dtypes = {str(p.dtype) for layer in host.layers for p in layer.parameters() if p.is_floating_point()}
-        if len(dtypes) == 1:
+        if len(dtypes := dtypes_of(host)) == 1:
             raise
         raise ValueError(
             f"scheme {scheme!r} cannot compute with the layers of this {type(host.model).__name__}, whose weights are "
-            f"of several kinds ({', '.join(sorted(dtypes))}: {error}); load it in one, such as dtype=torch.float32 "
+            f"of several kinds ({', '.join(dtypes)}: {error}); load it in one, such as dtype=torch.float32 "
             "(transformers keeps parts of T5 in float32 where the rest is float16)"
         ) from error
+
+
+def dtypes_of(host: Host) -> list[str]:
+    """Of the weights in its layers, as text."""
+    return sorted({str(p.dtype) for layer in host.layers for p in layer.parameters() if p.is_floating_point()})
 
 
 class _StreamLostError(Exception):

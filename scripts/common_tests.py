@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import fnmatch
 import functools
 import hashlib
 import importlib
@@ -36,11 +37,12 @@ from xml.etree import ElementTree
 # What they carry from layer to layer: nothing, nothing (but parameters), nothing (but norms inside the sublayer), all
 # former outputs, several streams.
 SCHEMES = ["identity", "rezero", "sub_ln", "denseformer", "hyper_connections"]
-# Tests that assert what patching changes by intent, and the reason.
+# Tests that assert what patching changes by intent, of all families or of one, and the reason.
 INTENDED = {
     "test_load_save_without_tied_weights": "opens model.safetensors, where patched weights do not lie",
     "test_model_weights_reload_no_missing_tied_weights": "overwrites model.safetensors, likewise",
     "test_can_init_all_missing_weights": "loads no weights; without the scheme's, resformer refuses",
+    "t5: test_eager_matches_sdpa_inference_*_fp16_*": "as float16 T5 has parts in float32, which some schemes refuse",
 }
 BOTH = ("Model", "ModelForSeq2SeqLM", "ModelForSequenceClassification", "ModelForQuestionAnswering")
 AUTO = (*BOTH, "ModelForCausalLM", "ModelForMaskedLM", "ModelForTokenClassification", "ModelForMultipleChoice")
@@ -195,7 +197,7 @@ def main() -> None:
             tried = run(family, scheme, root, results, given.minutes)
             same = {"passed": ("passed",), "skipped": ("passed", "skipped")}
             differ = [test for test, kind in host.items() if tried.get(test) not in same.get(kind, tried.values())]
-            found = [test for test in differ if test not in INTENDED]
+            found = [test for test in differ if not intended(family, test)]
             rows.append((family, scheme, count(host), count(tried), len(differ) - len(found), len(found)))
             wrong += [f"{family} with {scheme}: {test}" for test in found]
     print("\nTests passed/failed/skipped (in part, or whole); those that only the host passes")
@@ -205,6 +207,10 @@ def main() -> None:
     print("Else:", *(wrong or ["none"]), sep="\n  ")
     print(f"\nLogs and results: {results}")
     sys.exit(bool(wrong))
+
+
+def intended(family: str, test: str) -> bool:
+    return any(fnmatch.fnmatch(name, known) for known in INTENDED for name in (test, f"{family}: {test}"))
 
 
 def fetch(cache: Path) -> Path:

@@ -25,9 +25,9 @@ def cases():
         reference = Reference(REFERENCES[name], partial(slots_of, name), inside_of(name))
         for options in ({}, *VARIANTS.get(name, [])):
             for check in checks(name, reference, **options):
-                # a second or two each: the graphs of options, and of most schemes on two hosts, are slow tests
+                # a second or two each: only the graphs of one scheme of each kind, on one host, are no slow tests
                 graph, family = check.name.startswith(("compile-", "export-")), check.name.rpartition("-")[2]
-                late = graph and (options or (family != "bert" and name not in KINDS))
+                late = graph and (options or name not in KINDS or (family != "bert" and name != "mhc"))
                 marks = [pytest.mark.slow] if late else []
                 yield pytest.param(check, id=f"{name}{options or ''}-{check}", marks=marks)
 

@@ -610,3 +610,11 @@ def test_layers_of_several_dtypes_are_refused_where_they_do_not_serve():
     assert not is_patched(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     resformer.patch(model, "rezero")
+
+
+@pytest.mark.parametrize("scheme", ["hyper_connections", "sub_ln"])
+def test_weights_of_several_kinds_are_refused_when_loaded_as_well(tmp_path, scheme):
+    resformer.patch(tiny_host("t5", dtype=torch.float32), scheme, init="paper").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"several kinds \(torch.float16, torch.float32.*load it in one"):
+        resformer.from_pretrained(tmp_path, AutoModel, dtype=torch.float16)
+    resformer.from_pretrained(tmp_path, AutoModel, dtype=torch.bfloat16)
