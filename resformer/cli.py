@@ -12,7 +12,9 @@ import typer
 
 from resformer.configfile import Config
 from resformer.errors import unknown
-from resformer.study.plan import parse_scheme, with_options
+from resformer.options import options_of
+from resformer.train.settings import Settings
+from resformer.train.start import Start
 
 app = typer.Typer(
     help="Change how the layers of a Transformer are connected, and measure what it does.",
@@ -21,7 +23,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-LISTS = ("--schemes", "--depths", "--tasks", "--learning-rates", "--corpus")  # options that take several values
+WORDS = 8192  # entries at most of a tokenizer that is made of the words of a task
+LISTS = (
+    "--schemes",
+    "--depths",
+    "--tasks",
+    "--learning-rates",
+    "--corpus",
+    "--validation",
+    "--track",
+)  # options that take several values
 SCHEME = "NAME or NAME:OPTION=VALUE,OPTION=VALUE, such as exclusive_gate:bias=0"
 
 
@@ -129,30 +140,21 @@ def tokenizer(
 
 
 @app.command()
+@options_of(Settings, taken="settings")
+@options_of(Start, taken="start")
 def finetune(
-    model: Annotated[str, typer.Option(help="Folder or hub id of a transformers checkpoint, patched or not.")],
-    task: Annotated[str, typer.Option(help="See `resformer data`.")],
     output: Annotated[Path, typer.Option(help="Folder for result.json, train.jsonl and the model.")],
+    start: Start,
+    settings: Settings,
+    task: Annotated[str, typer.Option(help="See `resformer data`.")],
     data: Annotated[str | None, typer.Option(help="Folder with the task's data. [default: built in or hub]")] = None,
-    scheme: Annotated[str | None, typer.Option(help=f"{SCHEME}. [default: the model as it is]")] = None,
-    scheme_options: Annotated[
-        str | None, typer.Option(help="Of the scheme, as JSON: '{\"bias\": 0}'; in place of NAME:OPTION=VALUE.")
-    ] = None,
-    init: Annotated[str, typer.Option(help="Of the scheme: preserve or paper.")] = "preserve",
-    placement: Annotated[str | None, typer.Option(help="Of the norms: native, pre, post, sandwich, none.")] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the training split.")] = 3.0,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="At its peak.")] = 5e-5,
-    scheme_lr_multiplier: Annotated[float, typer.Option(help="For the scheme's parameters, on top.")] = 1.0,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices; never of the scheme.")] = 0.01,
-    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.1,
-    schedule: Annotated[str, typer.Option(help="linear, hold or constant.")] = "linear",
-    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for none.")] = 1.0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     max_length: Annotated[int, typer.Option(help="Tokens.")] = 128,
-    train_size: Annotated[int | None, typer.Option(help="Use only the first so many training examples.")] = None,
-    seed: Annotated[int, typer.Option(help="Of head, order and dropout.")] = 0,
+    train_size: Annotated[
+        int | None, typer.Option("--train-size", "--limit", help="Use only the first so many training examples.")
+    ] = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a step takes, take one, and stop.")] = False,
     save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
     config: Config = None,
 ) -> None:
@@ -161,13 +163,12 @@ def finetune(
 
     if task not in TASKS:
         raise unknown("task", task, TASKS, hint="`resformer data` lists them.")
-    scheme = with_options(scheme, scheme_options)
-    name, options = parse_scheme(scheme) if scheme else (None, {})
-    for option in options.keys() & {"init", "placement"}:
-        raise ValueError(f"{option!r} is among the options of scheme {name!r}; give it as --{option}")
+    from transformers import AutoModelForSequenceClassification
+
     from resformer.data.glue import load_task
+    from resformer.data.tokenizer import train_tokenizer
     from resformer.train.finetune import finetune as run
-    from resformer.train.load import load_classifier
+    from resformer.train.load import start_model
 
     _quiet()
     splits = load_task(task, data)
@@ -175,35 +176,88 @@ def finetune(
         raise ValueError(f"train_size must be at least 1, got {train_size}")
     if train_size is not None:
         splits["train"] = splits["train"].select(range(min(train_size, len(splits["train"]))))
-    classifier, tokenizer = load_classifier(
-        model, TASKS[task], scheme=name, init=init, placement=placement, options=options, seed=seed
+    words = None
+    if start.model is None and start.tokenizer is None:
+        texts = (text for column in TASKS[task].texts for text in splits["train"][column])
+        words = train_tokenizer(texts, vocab_size=WORDS, max_length=max_length)
+    model, tokenizer = start_model(
+        start,
+        AutoModelForSequenceClassification,
+        seed=settings.seed,
+        length=max_length,
+        task=TASKS[task],
+        tokenizer=words,
     )
+    if dry_run:
+        _rehearse(model, settings, max_length)
+        return
     result = run(
-        classifier,
+        model,
         tokenizer,
         TASKS[task],
         splits,
         output,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        scheme_lr_multiplier=scheme_lr_multiplier,
-        warmup=warmup,
-        schedule=schedule,
-        clip=clip,
-        precision=precision,
+        settings,
         max_length=max_length,
-        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
         save_model=save_model,
-        describe={
-            "model": model,
-            "scheme": scheme,
-            "init": init if scheme else None,
-            "placement": placement,
-            "train_size": train_size,
-        },
+        describe=start.described() | ({} if train_size is None else {"train_size": train_size}),
+    )
+    _tell(result, output)
+
+
+@app.command()
+@options_of(Settings, taken="settings")
+@options_of(Start, taken="start")
+def pretrain(
+    corpus: Annotated[list[str], typer.Option(help="Files, folders, patterns or hub:OWNER/NAME:CONFIG:SPLIT.")],
+    output: Annotated[Path, typer.Option(help="Folder for result.json, train.jsonl and the model.")],
+    start: Start,
+    settings: Settings,
+    validation: Annotated[list[str], typer.Option(help="Other text, held out. [default: the last samples]")] = [],  # noqa: B006
+    objective: Annotated[str, typer.Option(help="mlm or clm.")] = "mlm",
+    max_length: Annotated[int, typer.Option(help="Tokens of a sample, all of them text.")] = 128,
+    tokens: Annotated[int | None, typer.Option(help="Length of the run, in place of epochs and steps.")] = None,
+    held_out: Annotated[int, typer.Option(help="Samples to evaluate on.")] = 512,
+    column: Annotated[str, typer.Option(help="That holds the text, in all but .txt.")] = "text",
+    shards: Annotated[Path | None, typer.Option(help="Folder for the corpus as tokens. [default: a cache]")] = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a step takes, take one, and stop.")] = False,
+    save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
+    config: Config = None,
+) -> None:
+    """Pre-train a model on text, by masked or causal language modelling."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    from resformer.train.load import start_model
+    from resformer.train.pretrain import OBJECTIVES, pack
+    from resformer.train.pretrain import pretrain as run
+
+    if objective not in OBJECTIVES:
+        raise unknown("objective", objective, OBJECTIVES)
+    _quiet()
+    auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForCausalLM
+    model, tokenizer = start_model(start, auto, seed=settings.seed, length=max_length)
+    if dry_run:
+        _rehearse(model, settings, max_length)
+        return
+    packed = pack(corpus, tokenizer, max_length, objective, shards=shards, column=column, tell=_say)
+    held = pack(validation, tokenizer, max_length, objective, column=column, tell=_say) if validation else held_out
+    result = run(
+        model,
+        tokenizer,
+        packed,
+        output,
+        settings,
+        objective=objective,
+        held_out=held,
+        tokens=tokens,
+        resume=resume,
+        overwrite=overwrite,
+        save_model=save_model,
+        describe=start.described(),
     )
     _tell(result, output)
 
@@ -338,12 +392,31 @@ def _quiet() -> None:
     logging.set_verbosity_error()
 
 
+def _say(text: str) -> None:
+    """On stderr, of one process."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text, err=True)
+
+
+def _rehearse(model: Any, settings: Settings, length: int) -> None:
+    from resformer.train.plan import plan
+
+    batch = settings.micro_batch_size or settings.batch_size
+    _show(plan(model, batch=batch, length=length, precision=settings.precision))
+
+
 def _tell(result: dict[str, Any], output: Path) -> None:
     if os.environ.get("RANK", "0") != "0":  # under accelerate launch one process speaks
         return
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     typer.echo(f"{result['status']}, training loss {result['train_loss']}; {metrics or 'no metrics'}")
-    typer.echo(f"result: {output / 'result.json'}")
+    if result["status"] != "stopped":
+        typer.echo(f"result: {output / 'result.json'}")
+    for note in result["notes"]:
+        typer.echo(f"note: {note}", err=True)
+    if result["status"] == "stopped":
+        typer.echo("asked to stop, and saved; the same command goes on", err=True)
+        raise typer.Exit(75)
     if result["status"] == "diverged":
         typer.echo("the loss was not finite: lower --learning-rate, or raise --warmup; no model is kept", err=True)
         raise typer.Exit(3)

@@ -24,7 +24,7 @@ ORDER = [
     {"patching"},
     {"folding", "growing"},
     {"checkpoint", "encoders"},
-    {"optim", "data", "testing"},
+    {"optim", "data", "testing", "options", "spelling"},
     {"train", "diagnostics", "support"},
     {"description"},
     {"study", "listing", "configfile"},

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from resformer.study.plan import Run, Settings, Study, parse_scheme, with_options
+from resformer.spelling import parse_scheme, with_options
+from resformer.study.plan import Run, Settings, Study
 
 
 def study(**changes):

@@ -18,7 +18,8 @@ from typing import Any
 
 from resformer.errors import unknown
 from resformer.files import write_json_atomically
-from resformer.study.plan import Run, Study, parse_scheme
+from resformer.spelling import parse_scheme
+from resformer.study.plan import Run, Study
 from resformer.study.progress import Progress
 from resformer.study.results import open_study, read_result
 from resformer.study.worker import Function, Slot, serve

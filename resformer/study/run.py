@@ -17,7 +17,8 @@ from resformer.description import equation
 from resformer.diagnostics.gradient_flow import gradient_norms
 from resformer.diagnostics.token_cosine import token_cosine
 from resformer.encoders import build_encoder
-from resformer.study.plan import Run, parse_scheme
+from resformer.spelling import parse_scheme
+from resformer.study.plan import Run
 from resformer.train.finetune import finetune
 from resformer.train.settings import Settings
 

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.data.tasks import Task
 from resformer.train.batches import Encoded
-
-
-def check_positive(**values: float) -> None:
-    """Every value is a finite number above 0."""
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} is {value!r}; it must be a number above 0")
-
-
-def check_not_negative(**values: float) -> None:
-    """Every value is a finite number of at least 0."""
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is {value!r}; it must be a number of at least 0")
-
-
-def check_divides(batch_size: int, processes: int) -> None:
-    """Each process gets an equal part of every batch."""
-    if batch_size % processes:
-        raise ValueError(
-            f"batch_size {batch_size} does not divide by the {processes} processes; it counts the examples of "
-            f"all of them, so give a multiple of {processes}"
-        )
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:

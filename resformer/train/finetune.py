@@ -23,6 +23,7 @@ from resformer.train.batches import Encoded, encode, training_batches
 from resformer.train.cost import reset_peak_memory
 from resformer.train.flags import flags
 from resformer.train.loop import make_accelerator, predict
+from resformer.train.numbers import check_positive
 from resformer.train.result import describe_run, merged
 from resformer.train.run import Evaluation, Job, run
 from resformer.train.settings import Settings
@@ -70,7 +71,7 @@ def finetune(
     `ValueError`, before any work, for arguments, a model, a tokenizer, data or a folder that do not fit.
     """
     settings = settings or Settings()
-    checks.check_positive(max_length=max_length)
+    check_positive(max_length=max_length)
     evaluated = checks.check_splits(data, task)
     checks.check_model(model, tokenizer, task)
     torch.set_float32_matmul_precision(settings.matmul_precision)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,122 +13,70 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from resformer.checkpoint import from_pretrained, read_config
 from resformer.data.tasks import Task
 from resformer.encoders import build_encoder
-from resformer.options import option
 from resformer.patching import patch
-from resformer.study.plan import parse_scheme
+from resformer.train.start import Start
 
-NEW = ("depth", "width", "match_parameters", "family", "heads", "ffn_ratio", "dropout", "weight_init")
 SHORT = 256  # tokens, up to which eager attention with dropout is faster than sdpa on CPUs
 
 
-@dataclass(frozen=True)
-class Start:
-    """A model as the command line names it: `model`, a checkpoint, or `depth` and a width, fresh weights."""
+def start_model(
+    start: Start,
+    auto: Any,
+    *,
+    seed: int,
+    length: int,
+    task: Task | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a run, of an Auto class, and its tokenizer; what is new is drawn from the seed.
 
-    model: str | None = option(None, "Folder or hub id of a transformers checkpoint, patched or not.")
-    depth: int | None = option(None, "Layers of a new model, in place of --model.")
-    width: int | None = option(None, "Of its stream.")
-    match_parameters: str | None = option(None, "In place of the width: the parameters of DEPTHxWIDTH, or a number.")
-    family: str = option("bert", "Of a new model; see `resformer hosts`.")
-    heads: int | None = option(None, "Of a new model. [default: one for each 64 channels]")
-    ffn_ratio: float = option(4.0, "Inner width of a new model's feed-forward over its width.")
-    dropout: float = option(0.1, "Of a new model.")
-    weight_init: str = option("bert", "Of a new model: bert, xavier or width_scaled.")
-    tokenizer: str | None = option(None, "Folder or hub id. [default: that of the model]")
-    attention: str | None = option(None, "eager or sdpa. [default: on CPUs eager for inputs up to 256 tokens]")
-    scheme: str | None = option(None, "NAME or NAME:OPTION=VALUE,... [default: the model as it is]")
-    scheme_options: str | None = option(None, "JSON, in place of :OPTION=VALUE.")
-    init: str | None = option(None, "preserve or paper. [default: preserve with --model, paper for a new one]")
-    placement: str | None = option(None, "Of the norms: native, pre, post, sandwich, none.")
-
-    def __post_init__(self) -> None:
-        """Raises `ValueError` for what says both, or neither, of where the model comes from."""
-        if self.model is None and self.depth is None:
-            raise ValueError("give --model, a checkpoint, or --depth and --width of a new model")
-        if self.model is not None and self.depth is not None:
-            raise ValueError(f"--model {self.model} and --depth {self.depth} are both given; a run has one model")
-        if self.model is not None and (self.width is not None or self.match_parameters is not None):
-            raise ValueError("--width and --match-parameters are of a new model; leave them out, or leave --model out")
-        if self.placement and not self.scheme:
-            raise ValueError(f"placement {self.placement!r} is of a scheme; give the scheme as well")
-
-    @property
-    def patching(self) -> tuple[str | None, dict[str, Any]]:
-        """The scheme and its options."""
-        name, options = parse_scheme(self.scheme) if self.scheme else (None, {})
-        if self.scheme_options is None:
-            return name, options
-        if options or name is None:
-            raise ValueError("--scheme-options goes with --scheme NAME, without options behind the name")
-        try:
-            options = json.loads(self.scheme_options)
-        except ValueError as error:
-            raise ValueError(f"--scheme-options is no JSON ({error}), got {self.scheme_options!r}") from None
-        if not isinstance(options, dict):
-            raise ValueError(f'--scheme-options must be an object such as {{"bias": 0}}, got {self.scheme_options!r}')
-        return name, options
-
-    def described(self) -> dict[str, Any]:
-        """What of it the outcome of a run depends on."""
-        left_out = NEW if self.model else ()
-        return {name: value for name, value in asdict(self).items() if value is not None and name not in left_out}
-
-    def make(
-        self,
-        auto: Any,
-        *,
-        seed: int,
-        length: int,
-        task: Task | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model, of an Auto class, and its tokenizer; what is new is drawn from the seed.
-
-        length     tokens of the longest input
-        task       whose labels the model gives
-        tokenizer  of a new model for which none is named
-        """
-        name, options = self.patching
-        if self.model is not None:
-            return load_model(
-                self.model,
-                auto,
-                task=task,
-                attention=self.attention or _attention(length),
-                tokenizer=self.tokenizer,
-                scheme=name,
-                init=self.init or "preserve",
-                placement=self.placement,
-                options=options,
-                seed=seed,
-            )
-        if self.tokenizer is not None:
-            tokenizer = load_tokenizer(self.tokenizer)
-        if tokenizer is None:
-            raise ValueError("a new model needs a tokenizer: give --tokenizer, such as one of `resformer tokenizer`")
-        torch.manual_seed(seed)
-        model = build_encoder(
-            self.depth,
-            self.width,
-            name or "identity",
-            family=self.family,
-            heads=self.heads,
-            ffn_ratio=self.ffn_ratio,
-            match_parameters=self.match_parameters,
-            tokenizer=tokenizer,
-            max_length=length,
-            dropout=self.dropout,
-            weight_init=self.weight_init,
-            init=self.init or "paper",
-            placement=self.placement,
-            auto=auto,
-            num_labels=2 if task is None else _classes(task),
-            attention=self.attention or _attention(length),
-            **options,
+    length     tokens of the longest input
+    task       whose labels the model gives
+    tokenizer  of a new model for which none is named
+    """
+    name, options = start.patching
+    attention = start.attention or _attention(length)
+    if start.model is not None:
+        return load_model(
+            start.model,
+            auto,
+            task=task,
+            attention=attention,
+            tokenizer=start.tokenizer,
+            scheme=name,
+            init=start.init or "preserve",
+            placement=start.placement,
+            options=options,
+            seed=seed,
         )
-        if task is not None:
-            _name_labels(task, model.config)
-        return model, tokenizer
+    if start.tokenizer is not None:
+        tokenizer = load_tokenizer(start.tokenizer)
+    if tokenizer is None:
+        raise ValueError("a new model needs a tokenizer: give --tokenizer, such as one of `resformer tokenizer`")
+    assert start.depth is not None
+    torch.manual_seed(seed)
+    model = build_encoder(
+        start.depth,
+        start.width,
+        name or "identity",
+        family=start.family,
+        heads=start.heads,
+        ffn_ratio=start.ffn_ratio,
+        match_parameters=start.match_parameters,
+        tokenizer=tokenizer,
+        max_length=length,
+        dropout=start.dropout,
+        num_labels=2 if task is None else _classes(task),
+        weight_init=start.weight_init,
+        init=start.init or "paper",
+        placement=start.placement,
+        auto=auto,
+        attention=attention,
+        **options,
+    )
+    if task is not None:
+        _name_labels(task, model.config)
+    return model, tokenizer
 
 
 def load_model(

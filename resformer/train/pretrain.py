@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,8 +18,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from resformer.data.corpus import read_corpus
 from resformer.data.masking import EVALUATION, mask_batch
 from resformer.data.packing import Packed, order
+from resformer.data.shards import fingerprint, tokenize_corpus
 from resformer.errors import unknown
 from resformer.files import finite, write_json_atomically
 from resformer.train import checks
@@ -26,6 +29,8 @@ from resformer.train.batches import divide
 from resformer.train.cost import reset_peak_memory
 from resformer.train.loop import Part, make_accelerator
 from resformer.train.masked_head import find_head, pick, picking
+from resformer.train.numbers import check_positive
+from resformer.train.progress import progress_bar
 from resformer.train.result import describe_run, merged
 from resformer.train.run import Evaluation, Job, run
 from resformer.train.settings import Settings
@@ -69,6 +74,40 @@ class Text:
             begin = 0
 
 
+def pack(
+    corpus: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    objective: str,
+    *,
+    shards: Path | None = None,
+    column: str = "text",
+    tell: Callable[[str], None] = lambda text: None,
+) -> Packed:
+    """Samples of `length` tokens of a corpus, tokenised once: into the folder `shards`, or into the user's cache.
+
+    `tell` is given a line about where the tokens are, and whether they were there already. Raises `ValueError` as
+    `read_corpus` and `tokenize_corpus` do.
+    """
+    if shards is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        known = f"{read_corpus(corpus, column=column).fingerprint[:12]}-{fingerprint(tokenizer)[:12]}-{column}"
+        shards = cache / "resformer" / "shards" / known
+    with progress_bar(0, shown=True, what="tokenising", seconds=1) as update:
+        found = tokenize_corpus(
+            corpus,
+            tokenizer,
+            shards,
+            column=column,
+            progress=lambda documents, tokens: update(completed=documents, note=f"{tokens:,} tokens"),
+        )
+    tell(f"{found.tokens:,} tokens of {found.documents:,} documents in {shards}{', as before' * found.reused}")
+    ends = (tokenizer.cls_token_id, tokenizer.sep_token_id) if objective == "mlm" else None
+    if ends is not None and None in ends:
+        raise ValueError("the tokenizer has no cls or no sep token, which samples of masked text begin and end with")
+    return Packed(found, length, ends)
+
+
 def pretrain(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -110,7 +149,7 @@ def pretrain(
     _check_model(model, tokenizer, packed, objective)
     train, held = _split(packed, held_out, settings.batch_size)
     if tokens is not None:
-        checks.check_positive(tokens=tokens)
+        check_positive(tokens=tokens)
         if settings.steps is not None or settings.seconds is not None:
             raise ValueError("tokens is a length of the run, and so are steps and seconds; give one of them")
         settings = replace(settings, steps=max(1, round(tokens / (settings.batch_size * packed.length))))
@@ -177,7 +216,7 @@ def _split(packed: Packed, held_out: Packed | int, batch_size: int) -> tuple[Sam
         if held_out.length != packed.length:
             raise ValueError(f"held-out samples have {held_out.length} tokens, those of training {packed.length}")
     else:
-        checks.check_positive(held_out=held_out)
+        check_positive(held_out=held_out)
         train = packed, range(len(packed) - held_out)
         held = packed, range(max(0, len(packed) - held_out), len(packed))
     if len(train[1]) < batch_size:

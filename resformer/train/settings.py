@@ -7,7 +7,7 @@ from typing import Any
 
 from resformer.errors import unknown
 from resformer.options import option
-from resformer.train.checks import check_not_negative, check_positive
+from resformer.train.numbers import check_not_negative, check_positive
 from resformer.train.schedule import factor
 
 MATMUL = ("highest", "high", "medium")
