@@ -24,15 +24,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 WORDS = 8192  # entries at most of a tokenizer that is made of the words of a task
-LISTS = (
-    "--schemes",
-    "--depths",
-    "--tasks",
-    "--learning-rates",
-    "--corpus",
-    "--validation",
-    "--track",
-)  # options that take several values
+# options that take several values
+LISTS = ("--schemes", "--depths", "--tasks", "--learning-rates", "--corpus", "--validation", "--track")
 SCHEME = "NAME or NAME:OPTION=VALUE,OPTION=VALUE, such as exclusive_gate:bias=0"
 
 

@@ -50,8 +50,7 @@ def _parameter(one: Field, kind: Any) -> inspect.Parameter:
     names = (*flags, *one.metadata["names"])
     default = [] if one.default == () else one.default
     shown = default is not None and default != []
-    annotation = Annotated[
-        list[str] if default == [] else kind, typer.Option(*names, help=one.metadata["help"], show_default=shown)
-    ]
+    asked: Any = list[str] if default == [] else kind
+    annotation = Annotated[asked, typer.Option(*names, help=one.metadata["help"], show_default=shown)]
     assert one.default is not MISSING
     return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

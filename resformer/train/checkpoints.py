@@ -68,7 +68,7 @@ def save_checkpoint(
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, or None; and of each newer one that is not, what is wrong with it."""
-    broken = []
+    broken: list[str] = []
     for path in _all(folder):
         if (reason := _broken(path)) is None:
             return path, broken

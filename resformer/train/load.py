@@ -115,7 +115,7 @@ def load_model(
     if patched and scheme:
         raise ValueError(f"model {path!r} is patched with {patched['scheme']!r} already; leave the scheme out")
     torch.manual_seed(seed)
-    load = partial(from_pretrained, auto=auto) if patched else auto.from_pretrained
+    load: Any = partial(from_pretrained, auto=auto) if patched else auto.from_pretrained
     try:
         model = load(
             path,

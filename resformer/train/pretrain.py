@@ -161,8 +161,8 @@ def pretrain(
         "length": packed.length,
         "samples": len(train[1]),
         "held_out": len(held[1]),
-        "corpus": packed.shards.index["corpus"],
-        "tokenizer": packed.shards.index["tokenizer"],
+        "corpus_sha256": packed.shards.index["corpus"],
+        "tokenizer_sha256": packed.shards.index["tokenizer"],
     }
     config = merged(describe or {}, given | settings.resolved(epoch))
     checks.check_output(output := Path(output), config, overwrite=overwrite)

@@ -137,7 +137,7 @@ def run(
     if main:
         _begin_logs(output, config, begin)
     trackers = _trackers(accelerator, settings, output, config)
-    called = torch.compile(wrapped, dynamic=True) if settings.compile else wrapped
+    called: Any = torch.compile(wrapped, dynamic=True) if settings.compile else wrapped
 
     rate = factor(settings.schedule, steps=steps if settings.seconds is None else FINE, warmup=settings.warmup)
     before = outcome.seconds
@@ -254,13 +254,15 @@ def _start(
             _delete_run(output)
         accelerator.wait_for_everyone()
     checks.check_output(output, config)
-    if resume not in ("auto", "never"):
-        step_of(Path(resume))
-        found, broken = Path(resume), []
+    found: Path | None = None
+    broken: list[str] = []
+    if resume == "auto":
+        found, broken = newest(output / CHECKPOINTS)
+    elif resume != "never":
+        found = Path(resume)
+        step_of(found)
         if not found.is_dir():
             raise ValueError(f"resume is {resume!r}, and there is no such folder; give 'auto', 'never' or a checkpoint")
-    else:
-        found, broken = newest(output / CHECKPOINTS) if resume == "auto" else (None, [])
     for reason in broken:
         outcome.notes.append(f"passed over the checkpoint {reason}")
         if accelerator.is_main_process:
