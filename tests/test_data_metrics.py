@@ -18,7 +18,8 @@ def test_accuracy_and_f1_by_hand():
 def test_matthews_by_hand():
     # tp 2, fp 1, fn 1, tn 3
     found = evaluate(TASKS["cola"], [1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0])
-    assert found == {"matthews": pytest.approx((2 * 3 - 1 * 1) / math.sqrt(3 * 3 * 4 * 4))}
+    assert found == {"matthews": pytest.approx((2 * 3 - 1 * 1) / math.sqrt(3 * 3 * 4 * 4)), "accuracy": 5 / 7}
+    assert score(TASKS["cola"], found) == found["matthews"]  # accuracy is stored, and no part of the score
 
 
 def test_correlations_by_hand():
@@ -35,9 +36,9 @@ def test_constant_classes_give_numbers(name, constant):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = evaluate(TASKS[name], [constant] * 4, [0, 1, 1, 1])
-        assert evaluate(TASKS["cola"], [0, 1], [1, 1]) == {"matthews": 0.0}  # constant labels
+        assert evaluate(TASKS["cola"], [0, 1], [1, 1])["matthews"] == 0.0  # constant labels
     expected = {"accuracy": [0.25, 0.75], "f1": [0.0, 6 / 7], "matthews": [0.0, 0.0]}
-    assert found == {metric: pytest.approx(expected[metric][constant]) for metric in TASKS[name].metrics}
+    assert found == {metric: pytest.approx(expected[metric][constant]) for metric in found}
 
 
 @pytest.mark.parametrize("constant", [0.0, 2.5, -1e-3])
