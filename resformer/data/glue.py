@@ -153,7 +153,8 @@ def _folder(task: Task, data: str | Path | None, layout: str) -> Path | None:
 def _cached(hub: str, config: str) -> DatasetDict | None:
     """What `datasets` keeps of an earlier download, without asking the hub."""
     try:
-        return Cache(dataset_name=hub, config_name=config, version="auto", hash="auto").as_dataset()
+        name = hub.rpartition("/")[2]
+        return Cache(repo_id=hub, dataset_name=name, config_name=config, version="auto", hash="auto").as_dataset()
     except (ValueError, OSError):  # it has none, or half of one
         return None
 
