@@ -91,8 +91,8 @@ def data(
 @app.command()
 def finetune(
     model: Annotated[str, typer.Option(help="Folder or hub id of a transformers checkpoint, patched or not.")],
-    task: Annotated[str, typer.Option(help="See `resformer data`.")],
     output: Annotated[Path, typer.Option(help="Folder for result.json, train.jsonl and the model.")],
+    task: Annotated[str | None, typer.Option(help="See `resformer data`; or give two files of your own.")] = None,
     data: Annotated[str | None, typer.Option(help="Folder with the task's data. [default: built in or hub]")] = None,
     scheme: Annotated[str | None, typer.Option(help=f"{SCHEME}. [default: the model as it is]")] = None,
     init: Annotated[str, typer.Option(help="Of the scheme: preserve or paper.")] = "preserve",
@@ -111,30 +111,52 @@ def finetune(
     train_size: Annotated[int | None, typer.Option(help="Use only the first so many training examples.")] = None,
     seed: Annotated[int, typer.Option(help="Of head, order and dropout.")] = 0,
     save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
+    train_file: Annotated[Path | None, typer.Option(help="Your own data: csv, tsv, jsonl or parquet.")] = None,
+    validation_file: Annotated[Path | None, typer.Option(help="The same, to evaluate on.")] = None,
+    text: Annotated[str | None, typer.Option(help="COLUMN or COLUMN,COLUMN. [default: by known names]")] = None,
+    label: Annotated[str, typer.Option(help="Column of your own data.")] = "label",
+    regression: Annotated[bool | None, typer.Option(help="Targets or classes. [default: as labels look]")] = None,
 ) -> None:
-    """Fine-tune a model on a GLUE-format task, with a residual scheme patched in."""
+    """Fine-tune a model on a task or on files of your own, with a residual scheme patched in."""
     from resformer.data.tasks import TASKS
 
-    if task not in TASKS:
+    if task is not None and task not in TASKS:
         raise unknown("task", task, TASKS, hint="`resformer data` lists them.")
+    own = {"--train-file": train_file, "--validation-file": validation_file}
+    if (task is None) != (None not in own.values()) or (task is not None and any(own.values())):
+        given = ", ".join(name for name, value in ({"--task": task} | own).items() if value is not None)
+        raise ValueError(f"give --task, or both --train-file and --validation-file; given: {given or 'none'}")
+    if task is not None and (text, label, regression) != (None, "label", None):
+        raise ValueError("--text, --label and --regression are of your own files; give --train-file, not --task")
+    if task is None and data is not None:
+        raise ValueError("--data is of --task; your own files are --train-file and --validation-file")
     name, options = parse_scheme(scheme) if scheme else (None, {})
     from resformer.data.glue import load_task
+    from resformer.data.own import own_task
     from resformer.train.finetune import finetune as run
     from resformer.train.load import load_classifier
 
     _quiet()
-    splits = load_task(task, data)
+    if task is not None:
+        kind, splits = TASKS[task], load_task(task, data, say=_say)
+    else:
+        assert train_file is not None
+        assert validation_file is not None
+        columns = text.split(",") if text else None
+        kind, splits = own_task(
+            train_file, validation_file, texts=columns, label=label, regression=regression, say=_say
+        )
     if train_size is not None and train_size < 1:
         raise ValueError(f"train_size must be at least 1, got {train_size}")
     if train_size is not None:
         splits["train"] = splits["train"].select(range(min(train_size, len(splits["train"]))))
     classifier, tokenizer = load_classifier(
-        model, TASKS[task], scheme=name, init=init, placement=placement, options=options, seed=seed
+        model, kind, scheme=name, init=init, placement=placement, options=options, seed=seed
     )
     result = run(
         classifier,
         tokenizer,
-        TASKS[task],
+        kind,
         splits,
         output,
         epochs=epochs,
@@ -156,6 +178,7 @@ def finetune(
             "init": init if scheme else None,
             "placement": placement,
             "train_size": train_size,
+            **({} if task else {"train_file": str(train_file), "validation_file": str(validation_file)}),
         },
     )
     _tell(result, output)
@@ -240,6 +263,45 @@ def report(
         typer.launch(path.resolve().as_uri())
 
 
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder of a fine-tuned model, as finetune saves it.")],
+    task: Annotated[str, typer.Option(help="See `resformer data`.")],
+    output: Annotated[Path, typer.Option(help="Folder for the predictions.")],
+    data: Annotated[str | None, typer.Option(help="Folder with the task's data. [default: as for finetune]")] = None,
+    split: Annotated[str, typer.Option(help="test, validation, train, or one of mnli's two.")] = "test",
+    format: Annotated[str | None, typer.Option(help="glue or csv. [default: glue for test splits of GLUE]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples at a time.")] = 32,
+    max_length: Annotated[int | None, typer.Option(help="Tokens. [default: as in training, or 128]")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier predictions.")] = False,
+) -> None:
+    """Answer a split of a task, in the files that the GLUE server takes or as CSV."""
+    from resformer.data.tasks import TASKS
+
+    if task not in TASKS:
+        raise unknown("task", task, TASKS, hint="`resformer data` lists them.")
+    from resformer.train.predict import predict_task
+
+    _quiet()
+    written = predict_task(
+        model,
+        TASKS[task],
+        output,
+        data=data,
+        split=split,
+        format=format,
+        batch_size=batch_size,
+        max_length=max_length,
+        precision=precision,
+        overwrite=overwrite,
+        say=_say,
+    )
+    for path, metrics in written.items():
+        measured = "".join(f", {name} {value:.4f}" for name, value in metrics.items())
+        _say(f"predictions: {path}{measured}")
+
+
 def spread(arguments: list[str]) -> list[str]:
     """`--depths 2 8 32` as `--depths 2 --depths 8 --depths 32`, which is the only form that click reads."""
     result: list[str] = []
@@ -288,6 +350,11 @@ def _quiet() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # under accelerate launch one process speaks
+        typer.echo(line, err=True)
 
 
 def _tell(result: dict[str, Any], output: Path) -> None:

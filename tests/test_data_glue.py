@@ -308,7 +308,7 @@ def test_both_test_splits_of_mnli(tmp_path):
 
 def test_torn_rows_of_a_test_split_are_refused(tmp_path):
     put(tmp_path, test_tsv="id\tquestion1\tquestion2\n0\ta\tb\n1\tc\n")
-    with pytest.raises(ValueError, match="test.tsv: line 3 has 2 fields, the header has 3"):
+    with pytest.raises(ValueError, match=r"test.tsv: line 3 has 2 fields, the header has 3"):
         load_split("qqp", "test", tmp_path)
 
 
@@ -341,7 +341,7 @@ def test_the_environment_names_a_directory(tmp_path, monkeypatch, place):
     put(tmp_path / place, train_tsv=texts_of("tsv"), dev_tsv=texts_of("tsv"))
     monkeypatch.setenv("RESFORMER_DATA", str(tmp_path))
     assert load_task("rte")["train"].to_dict() == PAIRS
-    with pytest.raises(ValueError, match="no data for 'cola', .* and HF_HUB_OFFLINE forbids the hub: give a data dir"):
+    with pytest.raises(ValueError, match=r"no data for 'cola', .* and HF_HUB_OFFLINE forbids the hub: give a data dir"):
         load_task("cola")
     same(load_task("sentiment"), generate("sentiment"))  # built-in tasks are generated nevertheless
     monkeypatch.setenv("RESFORMER_DATA", str(tmp_path / "gone"))
