@@ -1,5 +1,6 @@
 """The model card of a run: README.md beside the saved weights, in the form that the hub reads."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ OBJECTIVES = {  # of a run's config -> the hub's name of the task, the class tha
 ELSEWHERE = {  # entries of the config that are no hyper-parameters
     "model", "task", "scheme", "init", "placement", "family", "depth", "width", "train_file", "validation_file",
 }  # fmt: skip
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]+(/[\w.-]+)?")
 
 
 def model_card(
@@ -32,6 +33,7 @@ def model_card(
     *,
     base: str | None = None,
     host: str | None = None,
+    scheme: str | None = None,
     command: str | None = None,
     name: str = "model",
     path: str = "path/to/this/folder",
@@ -40,17 +42,21 @@ def model_card(
     load it, and what it was made with. What `result` lacks is left out.
 
     result    of `finetune` or a pre-training run: config, metrics, score, flags, cost, provenance ...
-    base      hub id or folder of what was trained; None: trained from scratch. A hub id is linked
+    base      hub id or folder of what was trained; None: `config["model"]`, without which it is from scratch
     host      what the model is, such as "BertForSequenceClassification, 6 layers, width 384"
+    scheme    that the model carries; None: `config["scheme"]`
     command   that made it
     name      of the model, for the hub's table of results
     path      from which the example loads it
     """
-    config = result.get("config") or {}
+    config = dict(result.get("config") or {})
+    base = base or config.get("model")
+    config["scheme"] = scheme or config.get("scheme")
+    settings = {key: value for key, value in config.items() if key not in ELSEWHERE and value is not None}
     sections = {
         "Model": _model(config, base, host),
         "Data": _data(config),
-        "Settings": _table(("setting", "value"), {k: v for k, v in config.items() if k not in ELSEWHERE}),
+        "Settings": _table(("setting", "value"), settings),
         "Results": _results(result),
         "How to load it": _loading(config, path),
         "Made with": _provenance(result, command),
@@ -66,7 +72,7 @@ def _front_matter(result: Mapping[str, Any], config: Mapping[str, Any], base: st
     data = official(task).hub if task is not None and published else None
     found = {}
     for key, metric in (result.get("metrics") or {}).items():
-        kind, split = key, "validation"
+        kind, split = key, task.splits[0] if task else "validation"
         for ending, other in SPLITS.items():
             if key.endswith(ending):
                 kind, split = key.removesuffix(ending), other
@@ -81,7 +87,7 @@ def _front_matter(result: Mapping[str, Any], config: Mapping[str, Any], base: st
         base_model=base if base is not None and HUB_ID.fullmatch(base) and not Path(base).exists() else None,
         datasets=[data] if data else None,
         metrics=list(dict.fromkeys(kind for kind, _, _ in found.values())) or None,
-        model_name=name,
+        model_name=name if found else None,  # the hub wants results under a name
         eval_results=[
             EvalResult(
                 task_type=task_type,
@@ -94,7 +100,8 @@ def _front_matter(result: Mapping[str, Any], config: Mapping[str, Any], base: st
                 metric_value=number,
             )
             for key, (kind, split, number) in found.items()
-        ],
+        ]
+        or None,
     ).to_yaml()
 
 
@@ -114,10 +121,10 @@ def _model(config: Mapping[str, Any], base: str | None, host: str | None) -> str
         if known := schemes().get(scheme.partition(":")[0]):
             card = known.card()
             lines.append(
-                f"- {_plain(card['summary'])}\n\n```text\n{card['equation']}\n```\n\n{_plain(card['reference'])}"
+                f"\\n{_plain(card['summary'])}\n\n```text\n{card['equation']}\n```\n\n{_plain(card['reference'])}"
             )
     else:
-        lines.append("- residual connections: those that the host was trained with")
+        lines.append("- residual connections: the host's own")
     return "\n".join(line for line in lines if line)
 
 
@@ -149,10 +156,10 @@ def _loading(config: Mapping[str, Any], path: str) -> str:
         lines = [
             "import resformer",
             f"from transformers import {auto}",
-            f"model = resformer.from_pretrained({path!r}, {auto})",
+            f"model = resformer.from_pretrained({json.dumps(path)}, {auto})",
         ]
     else:
-        lines = [f"from transformers import {auto}", f"model = {auto}.from_pretrained({path!r})"]
+        lines = [f"from transformers import {auto}", f"model = {auto}.from_pretrained({json.dumps(path)})"]
     return _fenced("\n".join(lines), "python")
 
 
@@ -162,7 +169,7 @@ def _provenance(result: Mapping[str, Any], command: str | None) -> str:
     if commit:
         made["commit"] = f"{commit}{' with changes' if dirty else ''}"
     made |= {key: value for key, value in (result.get("cost") or {}).items() if not isinstance(value, dict | list)}
-    parts = [_table(("", ""), {key: value for key, value in made.items() if value is not None})]
+    parts = [_table(("", "value"), {key: value for key, value in made.items() if value is not None})]
     return "\n\n".join(part for part in [_fenced(command, "bash") if command else "", *parts] if part)
 
 
@@ -173,15 +180,16 @@ def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> str:
     lines = [f"| {' | '.join(header)} |", "|---|---|"]
     for key, value in rows.items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        lines.append(f"| {_plain(key)} | {_code(shown).replace('|', chr(92) + '|')} |")
+        lines.append(f"| {_cell(key)} | {_cell(shown)} |")
     return "\n".join(lines)
 
 
 def _number(metric: Any) -> float | None:
     """A metric's value, given alone or as `{"value": ...}`; None if it is none, or not finite."""
     value = metric.get("value") if isinstance(metric, Mapping) else metric
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if number else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _plain(text: Any) -> str:
@@ -195,6 +203,11 @@ def _code(text: Any) -> str:
     ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if "`" in line else ""
     return f"{ticks}{pad}{line}{pad}{ticks}"
+
+
+def _cell(text: Any) -> str:
+    """A code span in a table, where a bar ends the cell even within code."""
+    return _code(text).replace("|", "\\|")
 
 
 def _fenced(text: str, language: str) -> str:
