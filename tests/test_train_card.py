@@ -51,7 +51,7 @@ def test_a_card_says_what_the_result_says():
     for part in (
         "BertForSequenceClassification, 12 layers",
         "x ← g ⊙ F(x) + (1 - g) ⊙ x",
-        "`exclusive_gate:bias=0`, init `preserve`",
+        "`exclusive_gate:bias=0`, init `preserve`\n\nA gate opens",
         "arXiv:1603.05027",
         "`mnli`: inference over many genres",
         "| `learning_rate` | `5e-05` |",

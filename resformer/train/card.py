@@ -121,7 +121,7 @@ def _model(config: Mapping[str, Any], base: str | None, host: str | None) -> str
         if known := schemes().get(scheme.partition(":")[0]):
             card = known.card()
             lines.append(
-                f"\\n{_plain(card['summary'])}\n\n```text\n{card['equation']}\n```\n\n{_plain(card['reference'])}"
+                f"\n{_plain(card['summary'])}\n\n```text\n{card['equation']}\n```\n\n{_plain(card['reference'])}"
             )
     else:
         lines.append("- residual connections: the host's own")
