@@ -266,8 +266,8 @@ def report(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="Folder of a fine-tuned model, as finetune saves it.")],
-    task: Annotated[str, typer.Option(help="See `resformer data`.")],
     output: Annotated[Path, typer.Option(help="Folder for the predictions.")],
+    task: Annotated[str | None, typer.Option(help="See `resformer data`; or give a file of your own.")] = None,
     data: Annotated[str | None, typer.Option(help="Folder with the task's data. [default: as for finetune]")] = None,
     split: Annotated[str, typer.Option(help="test, validation, train, or one of mnli's two.")] = "test",
     format: Annotated[str | None, typer.Option(help="glue or csv. [default: glue for test splits of GLUE]")] = None,
@@ -275,27 +275,36 @@ def predict(
     max_length: Annotated[int | None, typer.Option(help="Tokens. [default: as in training, or 128]")] = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier predictions.")] = False,
+    file: Annotated[Path | None, typer.Option(help="Your own: csv, tsv, jsonl or parquet.")] = None,
+    text: Annotated[str | None, typer.Option(help="Its columns, as for finetune.")] = None,
 ) -> None:
-    """Answer a split of a task, in the files that the GLUE server takes or as CSV."""
+    """Answer a split of a task, in the files that the GLUE server takes or as CSV, or a file of your own."""
     from resformer.data.tasks import TASKS
 
-    if task not in TASKS:
+    if (task is None) == (file is None):
+        raise ValueError(f"give --task or --file, {'one of them' if task else 'to say what is to be predicted'}")
+    if task is not None and task not in TASKS:
         raise unknown("task", task, TASKS, hint="`resformer data` lists them.")
-    from resformer.train.predict import predict_task
+    from resformer.data.glue import load_split
+    from resformer.data.own import own_split
+    from resformer.train.predict import own_classes, predict_task
 
     _quiet()
+    if file is not None:
+        kind, splits = own_split(file, own_classes(model), texts=text.split(",") if text else None)
+    else:
+        assert task is not None
+        kind, splits = TASKS[task], load_split(task, split, data, say=_say)
     written = predict_task(
         model,
-        TASKS[task],
+        kind,
+        splits,
         output,
-        data=data,
-        split=split,
         format=format,
         batch_size=batch_size,
         max_length=max_length,
         precision=precision,
         overwrite=overwrite,
-        say=_say,
     )
     for path, metrics in written.items():
         measured = "".join(f", {name} {value:.4f}" for name, value in metrics.items())

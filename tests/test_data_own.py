@@ -1,12 +1,13 @@
 """A user's own files: which task they make, and one message with file and line for each fault."""
 
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from resformer.data.own import own_task
+from resformer.data.own import own_split, own_task
 
 
 def put(folder, name, content):
@@ -122,7 +123,7 @@ def test_columns_that_cannot_be_told(tmp_path):
     refused(tmp_path, "body,label\na,x\n", r"a.csv hold the text: none .*--text COLUMN.*it has body, label")
     refused(tmp_path, "text,premise,hypothesis,label\na,b,c,d\n", r"the text: text or premise\+hypothesis\?")
     refused(tmp_path, "text,y\na,x\n", r"a.csv lacks the column label; it has text, y; name the columns")
-    refused(tmp_path, "text,y\na,x\n", r"lacks the columns txt, label; it has text, y", texts=["txt"])
+    refused(tmp_path, "text,y\na,x\n", r"lacks the column txt; it has text, y", texts=["txt"])
     refused(tmp_path, "text,label\na,x\n", "give one text column or two, and another label", texts=["text", "text"])
     refused(tmp_path, "text,label\na,x\n", "give one text column or two", texts=["label"])
     refused(tmp_path, "text,label,label\na,x,y\n", "the header names a column twice: text, label, label")
@@ -188,3 +189,19 @@ def test_labels_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"at most 100 are taken as classes; is it the column of the labels"):
         pair(tmp_path, [f"x{i}" for i in range(101)])
     assert len(pair(tmp_path, range(100))[0].labels) == 100
+
+
+def test_a_file_to_be_answered(tmp_path):
+    path = put(tmp_path, "new.csv", "id,text\n1,NA\n2,b\n")
+    task, data = own_split(path, ("no", "yes"))
+    assert (task.texts, task.labels, task.metrics) == (("text",), ("no", "yes"), ("accuracy", "f1"))
+    assert data["test"].to_dict() == {"text": ["NA", "b"], "label": [-1, -1]}
+    task, data = own_split(path, None, texts=["id", "text"])
+    assert data["test"]["id"][:] == ["1", "2"]
+    assert all(map(math.isnan, data["test"]["label"]))
+    with pytest.raises(ValueError, match=r"new.csv lacks the column body; it has id, text"):
+        own_split(path, None, texts=["body"])
+    with pytest.raises(ValueError, match=r"new.csv, line 2: 'text' is empty"):
+        own_split(put(tmp_path, "new.csv", "id,text\n1, \n"), None)
+    with pytest.raises(ValueError, match=r"the test file 'gone.csv' does not exist"):
+        own_split("gone.csv", None)

@@ -7,6 +7,7 @@ from transformers import BertModel
 
 import resformer
 from resformer import cli
+from resformer.data.glue import load_split
 from resformer.data.tasks import TASKS
 from resformer.files import write_json_atomically
 from resformer.train.predict import predict_task
@@ -44,6 +45,10 @@ def put(folder, split="test", labels=None):
     return folder
 
 
+def run(model, task, output, *, data, split="test", **settings):
+    return predict_task(model, task, load_split(task.name, split, data), output, **settings)
+
+
 @torch.no_grad()
 def answers(model):
     """One at a time, without padding."""
@@ -56,26 +61,22 @@ def test_a_submission(tmp_path, patched):
     if patched:
         resformer.patch(model, "highway", init="paper")
     model = save(tmp_path / "model", model=model)
-    said = []
-    written = predict_task(
-        tmp_path / "model", TASKS["rte"], tmp_path / "out", data=put(tmp_path / "data"), batch_size=4, say=said.append
-    )
+    written = run(tmp_path / "model", TASKS["rte"], tmp_path / "out", data=put(tmp_path / "data"), batch_size=4)
     assert written == {tmp_path / "out" / "RTE.tsv": {}}
     names = [("entailment", "not_entailment")[int(logits.argmax())] for logits in answers(model)]
     assert len(set(names)) == 2
     lines = [f"{i}\t{name}" for i, name in enumerate(names)]
     assert (tmp_path / "out" / "RTE.tsv").read_text() == "\n".join(["index\tprediction", *lines, ""])
-    assert said == [f"rte from {tmp_path / 'data'}: test 13 rows (the official data have 3,000)"]
 
 
 def test_classes_go_by_name(tmp_path):
     model = save(tmp_path / "model", labels=("not_entailment", "entailment"))
-    predict_task(tmp_path / "model", TASKS["rte"], tmp_path / "out", data=put(tmp_path / "data"))
+    run(tmp_path / "model", TASKS["rte"], tmp_path / "out", data=put(tmp_path / "data"))
     first = [("not_entailment", "entailment")[int(logits.argmax())] for logits in answers(model)]
     assert [line.split("\t")[1] for line in (tmp_path / "out/RTE.tsv").read_text().split("\n")[1:-1]] == first
     save(tmp_path / "other", labels=("no", "yes"))
     with pytest.raises(ValueError, match=r"the model answers no, yes, 'rte' has entailment, not_entailment"):
-        predict_task(tmp_path / "other", TASKS["rte"], tmp_path / "new", data=put(tmp_path / "data"))
+        run(tmp_path / "other", TASKS["rte"], tmp_path / "new", data=put(tmp_path / "data"))
     assert not (tmp_path / "new").exists()
 
 
@@ -84,7 +85,7 @@ def test_known_labels_are_measured(tmp_path):
     right = [int(logits.argmax()) for logits in answers(model)]
     labels = ["-1" if i == 0 else str(label if i != 1 else 1 - label) for i, label in enumerate(right)]
     put(tmp_path / "data", "validation", labels)
-    (metrics,) = predict_task(
+    (metrics,) = run(
         tmp_path / "model", TASKS["rte"], tmp_path / "out", data=tmp_path / "data", split="validation"
     ).values()
     assert metrics == {"accuracy": pytest.approx(11 / 12)}
@@ -93,7 +94,7 @@ def test_known_labels_are_measured(tmp_path):
 
 def test_a_regression(tmp_path):
     model = save(tmp_path / "model", labels=None)
-    predict_task(tmp_path / "model", TASKS["stsb"], tmp_path / "out", data=put(tmp_path / "data"))
+    run(tmp_path / "model", TASKS["stsb"], tmp_path / "out", data=put(tmp_path / "data"))
     lines = (tmp_path / "out" / "STS-B.tsv").read_text().split("\n")[1:-1]
     expected = [min(max(float(logits), 0.0), 5.0) for logits in answers(model)]
     assert [float(line.split("\t")[1]) for line in lines] == pytest.approx(expected, abs=6e-4)
@@ -105,7 +106,7 @@ def test_inputs_are_cut_as_in_training(tmp_path):
     write_json_atomically(tmp_path / "run" / "config.json", {"task": "stsb", "max_length": 5})
     outputs = {}
     for name, settings in {"run": {}, "5": {"max_length": 5}, "64": {"max_length": 64}}.items():
-        predict_task(tmp_path / "run" / "model", TASKS["stsb"], tmp_path / name, data=data, **settings)
+        run(tmp_path / "run" / "model", TASKS["stsb"], tmp_path / name, data=data, **settings)
         outputs[name] = (tmp_path / name / "STS-B.tsv").read_text()
     assert outputs["run"] == outputs["5"] != outputs["64"]
 
@@ -116,9 +117,9 @@ def test_nothing_is_overwritten_unless_asked(tmp_path):
     out.mkdir()
     (out / "RTE.tsv").write_text("mine")
     with pytest.raises(ValueError, match=r"out' holds RTE.tsv; say --overwrite"):
-        predict_task(tmp_path / "model", TASKS["rte"], out, data=data)
+        run(tmp_path / "model", TASKS["rte"], out, data=data)
     assert (out / "RTE.tsv").read_text() == "mine"
-    predict_task(tmp_path / "model", TASKS["rte"], out, data=data, overwrite=True)
+    run(tmp_path / "model", TASKS["rte"], out, data=data, overwrite=True)
     assert (out / "RTE.tsv").read_text().count("\n") == 14
     assert [path.name for path in out.iterdir()] == ["RTE.tsv"]
 
@@ -128,7 +129,7 @@ def test_models_that_cannot_answer(tmp_path):
 
     def refused(model, message, task="rte"):
         with pytest.raises(ValueError, match=message):
-            predict_task(tmp_path / model, TASKS[task], tmp_path / "out", data=data)
+            run(tmp_path / model, TASKS[task], tmp_path / "out", data=data)
         assert not (tmp_path / "out").exists()
 
     save(tmp_path / "run" / "model")
@@ -175,3 +176,20 @@ def test_the_command(tmp_path, capsys):
         cli.main([*map(str, arguments[:-1]), str(tmp_path / "p"), "--split", "tset"])
     assert stop.value.code == 2
     assert "unknown split 'tset' of task 'rte'. Did you mean 'test'" in capsys.readouterr().err
+
+
+def test_a_file_of_ones_own(tmp_path, capsys):
+    model = save(tmp_path / "model", labels=("no, never", "yes"))
+    rows = "".join(f'"{a}","{b}"\n' for a, b in ROWS)
+    (tmp_path / "new.csv").write_text("text1,text2\n" + rows)
+    arguments = ["predict", tmp_path / "model", "--file", tmp_path / "new.csv", "--output", tmp_path / "o"]
+    for wrong in ([], ["--task", "rte"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*map(str, arguments[:2] + (arguments[2:] if wrong else arguments[4:])), *wrong])
+        assert stop.value.code == 2
+        assert "give --task or --file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(list(map(str, arguments)))
+    names = ['"no, never"' if int(logits.argmax()) == 0 else "yes" for logits in answers(model)]
+    lines = [f"{i},{name}" for i, name in enumerate(names)]
+    assert (tmp_path / "o" / "own_test.csv").read_text() == "\n".join(["index,prediction", *lines, ""])

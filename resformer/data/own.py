@@ -45,36 +45,23 @@ def own_task(
     """
     paths = {"train": Path(train).expanduser(), "validation": Path(validation).expanduser()}
     for split, path in paths.items():
-        if not path.is_file():
-            raise ValueError(f"the {split} file {str(path)!r} does not exist" + " or is no file" * path.exists())
-        if path.suffix.lstrip(".") not in SUFFIXES:
-            raise ValueError(f"the {split} file {str(path)!r} must end in .{', .'.join(SUFFIXES)}")
+        _check_file(path, split)
     if paths["train"].samefile(paths["validation"]):
         raise ValueError(f"{train} is given for training and for validation; give two files without common examples")
     tables = {split: read_table(path) for split, path in paths.items()}
-    texts = _text_columns(tables["train"], label) if texts is None else tuple(texts)
-    if len(texts) not in (1, 2) or len({*texts, label}) != len(texts) + 1:
-        raise ValueError(f"texts {', '.join(texts)} and label {label}: give one text column or two, and another label")
+    texts = _text_columns(tables["train"], label, texts)
     for table in tables.values():
-        _check(table, texts, label)
+        _check(table, texts)
+        _check_labels(table, label)
     classes, why = _classes(tables["train"], label, regression)
-    columns = tuple("text_label" if text == "label" else text for text in texts)  # "label" is the label's, in a Task
-    task = Task(
-        name,
-        f"{paths['train'].name}, {paths['validation'].name}",
-        columns,
-        classes,
-        ("pearson", "spearman") if classes is None else ("accuracy", "f1" if len(classes) == 2 else "macro_f1"),
-        reference="the user's own data",
-    )
+    task = _task(name, f"{paths['train'].name}, {paths['validation'].name}", texts, classes)
     read = _target if classes is None else _class_id(classes)
     data = DatasetDict()
     for split, table in tables.items():
         labels = [read(value, table.at(row)) for row, value in enumerate(table.columns[label])]
         if classes is None and min(labels) == max(labels):
             raise ValueError(f"all labels of {table.where} are {labels[0]:g}; a regression needs several")
-        content = {column: table.columns[text] for column, text in zip(columns, texts, strict=True)}
-        data[split] = Dataset.from_dict(content | {"label": labels}, features=task.features())
+        data[split] = _dataset(task, table, texts, labels)
     if say is not None:
         if classes is None:
             every = data["train"]["label"][:]
@@ -86,8 +73,54 @@ def own_task(
     return task, data
 
 
-def _text_columns(table: Table, label: str) -> tuple[str, ...]:
-    """The only known text columns that the file has; a pair goes before its parts."""
+def own_split(
+    path: str | Path,
+    classes: tuple[str, ...] | None,
+    *,
+    texts: Sequence[str] | None = None,
+    label: str = "label",
+    name: str = "own",
+) -> tuple[Task, DatasetDict]:
+    """The task of a model with these classes (None: a regression), and the examples of one file, as the split "test".
+
+    The file and `texts` are as for `own_task`; the columns must come in the order of training. Labels are not read:
+    all are -1, or NaN in a regression. Raises ValueError as `own_task` does.
+    """
+    path = Path(path).expanduser()
+    _check_file(path, "test")
+    table = read_table(path)
+    texts = _text_columns(table, label, texts)
+    _check(table, texts)
+    task = _task(name, path.name, texts, classes)
+    return task, DatasetDict({"test": _dataset(task, table, texts, [math.nan if classes is None else -1] * len(table))})
+
+
+def _task(name: str, summary: str, texts: Sequence[str], classes: tuple[str, ...] | None) -> Task:
+    columns = tuple("text_label" if text == "label" else text for text in texts)  # "label" is the label's, in a Task
+    f1 = "f1" if classes is not None and len(classes) == 2 else "macro_f1"
+    metrics = ("pearson", "spearman") if classes is None else ("accuracy", f1)
+    return Task(name, summary, columns, classes, metrics, reference="the user's own data")
+
+
+def _dataset(task: Task, table: Table, texts: Sequence[str], labels: list[Any]) -> Dataset:
+    content = {column: table.columns[text] for column, text in zip(task.texts, texts, strict=True)}
+    return Dataset.from_dict(content | {"label": labels}, features=task.features())
+
+
+def _check_file(path: Path, split: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"the {split} file {str(path)!r} does not exist" + " or is no file" * path.exists())
+    if path.suffix.lstrip(".") not in SUFFIXES:
+        raise ValueError(f"the {split} file {str(path)!r} must end in .{', .'.join(SUFFIXES)}")
+
+
+def _text_columns(table: Table, label: str, texts: Sequence[str] | None) -> tuple[str, ...]:
+    """Those given, else the only known text columns that the file has; a pair goes before its parts."""
+    if texts is not None:
+        if len(texts) not in (1, 2) or len({*texts, label}) != len(texts) + 1:
+            listed = ", ".join(texts)
+            raise ValueError(f"texts {listed} and label {label}: give one text column or two, and another label")
+        return tuple(texts)
     there = [texts for texts in TEXTS if label not in texts and set(texts) <= set(table.columns)]
     widest = [texts for texts in there if not any(set(texts) < set(other) for other in there)]
     if len(widest) != 1:
@@ -99,9 +132,29 @@ def _text_columns(table: Table, label: str) -> tuple[str, ...]:
     return widest[0]
 
 
-def _check(table: Table, texts: Sequence[str], label: str) -> None:
-    """The columns are there and every row has its texts and its label."""
-    missing = [name for name in (*texts, label) if name not in table.columns]
+def _check(table: Table, texts: Sequence[str]) -> None:
+    """There are rows, and each has its texts."""
+    _check_columns(table, texts)
+    for name in texts:
+        for row, value in enumerate(table.columns[name]):
+            if not isinstance(value, str):
+                raise ValueError(f"{table.at(row)}: {name!r} is {value!r}, not a text")
+            if not value.strip():
+                raise ValueError(f"{table.at(row)}: {name!r} is empty; leave the row out or fill it")
+
+
+def _check_labels(table: Table, label: str) -> None:
+    """Each row has its label."""
+    _check_columns(table, [label])
+    for row, value in enumerate(table.columns[label]):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise ValueError(f"{table.at(row)}: the label is missing; leave the row out or fill it")
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"{table.at(row)}: the label {value!r} is neither a text nor a number")
+
+
+def _check_columns(table: Table, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in table.columns]
     if missing:
         raise ValueError(
             f"{table.where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
@@ -109,17 +162,6 @@ def _check(table: Table, texts: Sequence[str], label: str) -> None:
         )
     if not len(table):
         raise ValueError(f"{table.where} has no rows")
-    for name in texts:
-        for row, value in enumerate(table.columns[name]):
-            if not isinstance(value, str):
-                raise ValueError(f"{table.at(row)}: {name!r} is {value!r}, not a text")
-            if not value.strip():
-                raise ValueError(f"{table.at(row)}: {name!r} is empty; leave the row out or fill it")
-    for row, value in enumerate(table.columns[label]):
-        if value is None or (isinstance(value, str) and not value.strip()):
-            raise ValueError(f"{table.at(row)}: the label is missing; leave the row out or fill it")
-        if not isinstance(value, str | int | float):
-            raise ValueError(f"{table.at(row)}: the label {value!r} is neither a text nor a number")
 
 
 def _classes(table: Table, label: str, regression: bool | None) -> tuple[tuple[str, ...] | None, str]:

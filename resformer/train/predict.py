@@ -1,18 +1,16 @@
 """A fine-tuned model answers a split of a task."""
 
 import inspect
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.checkpoint import from_pretrained, read_config
-from resformer.data.glue import load_split
 from resformer.data.metrics import evaluate
 from resformer.data.submission import file_name, submission, table
 from resformer.data.tasks import Task
@@ -27,27 +25,25 @@ MAX_LENGTH = 128  # tokens, as `finetune` has it
 def predict_task(
     model: str | Path,
     task: Task,
+    splits: DatasetDict,
     output: Path,
     *,
-    data: str | Path | None = None,
-    split: str = "test",
     format: str | None = None,
     batch_size: int = 32,
     max_length: int | None = None,
     precision: str = "fp32",
     overwrite: bool = False,
-    say: Callable[[str], None] | None = None,
 ) -> dict[Path, dict[str, float]]:
-    """Predict the split and write a file into the folder `output`; of mnli, one for each of its two.
+    """Answer each split and write a file for it into the folder `output`.
 
     model       folder of a fine-tuned model, patched or not, with its tokenizer
-    data, say   as for `resformer.data.glue.load_split`
+    splits      as of `resformer.data.glue.load_split`; labels may be -1 or NaN
     format      "glue", "csv"; None: what the GLUE server takes for the test splits of GLUE, else CSV
     max_length  tokens, at which inputs are cut; None: as in the run that the model lies in, else 128
 
     Returns the files, each with the task's metrics over the examples whose label is known, if there are any. Raises
-    ValueError, before anything is written, for a model that does not fit the task, data that cannot be read, a format
-    that does not fit the split, and files that exist, unless `overwrite`.
+    ValueError, before anything is written, for a model that does not fit the task, a format that
+    does not fit a split, and files that exist, unless `overwrite`.
     """
     max_length = max_length or _trained_length(Path(model)) or MAX_LENGTH
     checks.check_positive(batch_size=batch_size, max_length=max_length)
@@ -55,7 +51,6 @@ def predict_task(
     if output.exists() and not output.is_dir():
         raise ValueError(f"the output {str(output)!r} is a file; give a folder")
     accelerator = make_accelerator(precision)
-    splits = load_split(task.name, split, data, say=say)
     paths = {name: output / file_name(task, name, format) for name in splits}
     there = [path.name for path in paths.values() if path.exists()]
     if there and not overwrite:
@@ -96,10 +91,7 @@ def load_finetuned(path: str, task: Task) -> tuple[PreTrainedModel, PreTrainedTo
 
     Raises ValueError if the folder holds no whole model with a head, none for this task, or no tokenizer.
     """
-    folder = Path(path)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors*")):
-        inside = f"; give {str(folder / 'model')!r}" if (folder / "model" / "config.json").is_file() else ""
-        raise ValueError(f"{path!r} is not the folder of a saved model{inside}")
+    _check_folder(path)
     config = read_config(path)
     names, wanted = _classes(config), task.labels or ("a score",)
     if len(names) != len(wanted):
@@ -141,6 +133,20 @@ def class_order(model: PreTrainedModel, task: Task) -> list[int]:
             "it was fine-tuned for another task"
         )
     return [names.index(label) for label in task.labels]
+
+
+def own_classes(path: str) -> tuple[str, ...] | None:
+    """The classes that a saved model answers, None for a regression. Raises ValueError if there is no model."""
+    _check_folder(path)
+    names = tuple(_classes(read_config(path)))
+    return None if len(names) == 1 else names
+
+
+def _check_folder(path: str) -> None:
+    folder = Path(path)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors*")):
+        inside = f"; give {str(folder / 'model')!r}" if (folder / "model" / "config.json").is_file() else ""
+        raise ValueError(f"{path!r} is not the folder of a saved model{inside}")
 
 
 def _classes(config: Any) -> list[str]:
