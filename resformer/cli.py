@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from resformer.configfile import Config
+from resformer.data.source import Source
 from resformer.errors import unknown
 from resformer.options import options_of
 from resformer.train.settings import Settings
@@ -135,50 +136,39 @@ def tokenizer(
 @app.command()
 @options_of(Settings, taken="settings")
 @options_of(Start, taken="start")
+@options_of(Source, taken="source")
 def finetune(
     output: Annotated[Path, typer.Option(help="Folder for result.json, train.jsonl and the model.")],
+    source: Source,
     start: Start,
     settings: Settings,
-    task: Annotated[str, typer.Option(help="See `resformer data`.")],
-    data: Annotated[str | None, typer.Option(help="Folder with the task's data. [default: built in or hub]")] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens.")] = 128,
-    train_size: Annotated[
-        int | None, typer.Option("--train-size", "--limit", help="Use only the first so many training examples.")
-    ] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens; longer inputs are cut.")] = 128,
     resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a step takes, take one, and stop.")] = False,
     save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
     config: Config = None,
 ) -> None:
-    """Fine-tune a model on a GLUE-format task, with a residual scheme patched in."""
-    from resformer.data.tasks import TASKS
-
-    if task not in TASKS:
-        raise unknown("task", task, TASKS, hint="`resformer data` lists them.")
+    """Fine-tune a model on a task or on files of your own, with a residual scheme patched in."""
     from transformers import AutoModelForSequenceClassification
 
-    from resformer.data.glue import load_task
+    from resformer.data.source import load_source
     from resformer.data.tokenizer import train_tokenizer
     from resformer.train.finetune import finetune as run
     from resformer.train.load import start_model
 
     _quiet()
-    splits = load_task(task, data)
-    if train_size is not None and train_size < 1:
-        raise ValueError(f"train_size must be at least 1, got {train_size}")
-    if train_size is not None:
-        splits["train"] = splits["train"].select(range(min(train_size, len(splits["train"]))))
+    task, splits = load_source(source, say=_say)
     words = None
     if start.model is None and start.tokenizer is None:
-        texts = (text for column in TASKS[task].texts for text in splits["train"][column])
+        texts = (text for column in task.texts for text in splits["train"][column])
         words = train_tokenizer(texts, vocab_size=WORDS, max_length=max_length)
     model, tokenizer = start_model(
         start,
         AutoModelForSequenceClassification,
         seed=settings.seed,
         length=max_length,
-        task=TASKS[task],
+        task=task,
         tokenizer=words,
     )
     if dry_run:
@@ -187,7 +177,7 @@ def finetune(
     result = run(
         model,
         tokenizer,
-        TASKS[task],
+        task,
         splits,
         output,
         settings,
@@ -195,9 +185,57 @@ def finetune(
         resume=resume,
         overwrite=overwrite,
         save_model=save_model,
-        describe=start.described() | ({} if train_size is None else {"train_size": train_size}),
+        describe=start.described() | source.described(),
     )
     _tell(result, output)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder of a fine-tuned model, as finetune saves it.")],
+    output: Annotated[Path, typer.Option(help="Folder for the predictions.")],
+    task: Annotated[str | None, typer.Option(help="See `resformer data`; or give a file of your own.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder with the task's data. [default: as for finetune]")] = None,
+    split: Annotated[str, typer.Option(help="test, validation, train, or one of mnli's two.")] = "test",
+    format: Annotated[str | None, typer.Option(help="glue or csv. [default: glue for test splits of GLUE]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples at a time.")] = 32,
+    max_length: Annotated[int | None, typer.Option(help="Tokens. [default: as in training, or 128]")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier predictions.")] = False,
+    file: Annotated[Path | None, typer.Option(help="Your own: csv, tsv, jsonl or parquet.")] = None,
+    text: Annotated[str | None, typer.Option(help="Its columns, as for finetune.")] = None,
+) -> None:
+    """Answer a split of a task, in the files that the GLUE server takes or as CSV, or a file of your own."""
+    from resformer.data.tasks import TASKS
+
+    if (task is None) == (file is None):
+        raise ValueError(f"give --task or --file, {'one of them' if task else 'to say what is to be predicted'}")
+    if task is not None and task not in TASKS:
+        raise unknown("task", task, TASKS, hint="`resformer data` lists them.")
+    from resformer.data.glue import load_split
+    from resformer.data.own import own_split
+    from resformer.train.predict import own_classes, predict_task
+
+    _quiet()
+    if file is not None:
+        kind, splits = own_split(file, own_classes(model), texts=text.split(",") if text else None)
+    else:
+        assert task is not None
+        kind, splits = TASKS[task], load_split(task, split, data, say=_say)
+    written = predict_task(
+        model,
+        kind,
+        splits,
+        output,
+        format=format,
+        batch_size=batch_size,
+        max_length=max_length,
+        precision=precision,
+        overwrite=overwrite,
+    )
+    for path, metrics in written.items():
+        measured = "".join(f", {name} {value:.4f}" for name, value in metrics.items())
+        _say(f"predictions: {path}{measured}")
 
 
 @app.command()
@@ -387,7 +425,7 @@ def _quiet() -> None:
 
 def _say(text: str) -> None:
     """On stderr, of one process."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":  # under accelerate launch
         typer.echo(text, err=True)
 
 

@@ -14,11 +14,15 @@ def write_json_atomically(path: Path, obj: object) -> None:
     Floats are written exactly; NaN and infinities raise `ValueError` (they are not JSON), and then
     whatever `path` held before is untouched. The folder must exist.
     """
-    text = json.dumps(obj, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_text_atomically(path, json.dumps(obj, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, lines ending as they do in it; `path` never holds half of it. The folder must exist."""
     # Beside the target, since a rename is atomic only within one file system.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
+        with open(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -154,7 +154,8 @@ def tasks_table() -> Table:
     """Every task with its columns and metrics; those built in need no data."""
     table = _table("task", "", "what", "metrics")
     for name, task in TASKS.items():
-        table.add_row(name, "built in" if task.builtin else "GLUE", task.summary, ", ".join(task.metrics))
+        source = "built in" if task.builtin else task.reference.split(", ")[1]
+        table.add_row(name, source, task.summary, ", ".join((*task.metrics, *task.also)))
     return table
 
 

@@ -143,6 +143,40 @@ def test_finetune_then_finetune_what_it_saved(resformer, checkpoint, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_finetune_on_files_of_ones_own(resformer, checkpoint, tmp_path):
+    for name, rows in (("a.csv", 20), ("b.csv", 6)):
+        lines = [f'"the dogs run, {i}",{i % 3}\n' for i in range(rows)]
+        (tmp_path / name).write_text("body,grade\n" + "".join(lines))
+    own = ("--train-file", tmp_path / "a.csv", "--validation-file", tmp_path / "b.csv")
+    columns = ("--text", "body", "--label", "grade")
+    common = ("finetune", "--model", checkpoint, *own, "--steps", 2, "--batch-size", 4)
+    code, text = resformer(*common, *columns, "--output", tmp_path / "classes")
+    assert code == 0, text
+    assert "own: text body; label grade: 3 classes (0, 1, 2); train 20 rows, validation 6 rows" in text
+    result = json.loads((tmp_path / "classes/result.json").read_text())
+    assert {"accuracy", "macro_f1"} <= set(result["metrics"])
+    assert result["config"]["task"] == "own"
+    assert result["config"]["train_file"] == str(tmp_path / "a.csv")
+    assert json.loads((tmp_path / "classes/model/config.json").read_text())["id2label"] == {
+        "0": "0",
+        "1": "1",
+        "2": "2",
+    }
+    code, text = resformer(*common, *columns, "--regression", "--output", tmp_path / "scores")
+    assert code == 0, text
+    assert set(json.loads((tmp_path / "scores/result.json").read_text())["metrics"]) == {"pearson", "spearman"}
+    for wrong, message in (
+        ((), "hold the text"),
+        ((*columns, "--task", "mrpc"), "give --task, or both --train-file and --validation-file; given: --task, --tr"),
+        ((*columns, "--data", "x"), "--data is of --task"),
+        (("--text", "body"), "lacks the column label; it has body, grade"),
+    ):
+        code, text = resformer(*common, *wrong, "--output", tmp_path / "x")
+        assert code == 2, text
+        assert message in text
+        assert not (tmp_path / "x").exists()
+
+
 COMPARE = ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--output", "x")
 WRONG = [
     (("schemes", "rezro"), "Did you mean 'rezero'"),
@@ -177,6 +211,13 @@ WRONG = [
     ),
     (("finetune", "--model", ".", "--task", "agreement", "--output", "x"), "config.json"),
     (("report", "nowhere"), "nowhere"),
+    (("finetune", "--model", "MODEL", "--output", "x"), "give --task, or both --train-file and --validation-file"),
+    (("finetune", "--model", "MODEL", "--train-file", "a.csv", "--output", "x"), "given: --train-file"),
+    (("finetune", "--model", "MODEL", "--task", "agreement", "--text", "a", "--output", "x"), "your own files"),
+    (("predict", "MODEL", "--task", "mprc", "--output", "x"), "'mrpc'"),
+    (("predict", "MODEL", "--task", "mrpc", "--data", "nowhere", "--output", "x"), "nowhere"),
+    (("predict", "MODEL", "--task", "agreement", "--output", "x"), "unknown split 'test'"),
+    (("predict", "MODEL", "--task", "agreement", "--split", "validation", "--output", "x"), "not fine-tuned"),
     (("finetune", "--model", "MODEL", "--task", "agreement", "--placement", "pre", "--output", "x"), "scheme as well"),
     (("finetune", "--model", "MODEL", "--task", "agreement", "--train-size", "0", "--output", "x"), "train_size"),
     ((*COMPARE, "--weight-init", "xav"), "'xavier'"),

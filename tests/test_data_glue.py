@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from pathlib import Path
 
@@ -6,11 +7,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets.packaged_modules.parquet.parquet import Parquet
 
-from resformer.data import glue
+from resformer.data import glue, layouts
 from resformer.data.builtin import generate
-from resformer.data.glue import load_task, write_task
+from resformer.data.glue import load_split, load_task, write_task
 from resformer.data.tables import FORMATS
 from resformer.data.tasks import TASKS
 
@@ -20,9 +22,10 @@ HEADER = "sentence1\tsentence2\tlabel\n"
 
 
 @pytest.fixture(autouse=True)
-def nowhere_else(monkeypatch):
+def nowhere_else(monkeypatch, tmp_path):
     """No data from the environment, and the hub is out of bounds."""
     monkeypatch.delenv("RESFORMER_DATA", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "no cache")
     for name in glue.OFFLINE:
         monkeypatch.setenv(name, "1")
 
@@ -199,8 +202,114 @@ OFFICIAL = {
         ["Who?", "What?"],
         [1, 0],
     ),
+    "rte": (
+        "RTE",
+        "index\tsentence1\tsentence2\tlabel\n",
+        "0\tnull\tB\tentailment\n1\tC\tD\tnot_entailment\n",
+        ["null", "C"],
+        [0, 1],
+    ),
     "wnli": ("WNLI", "index\tsentence1\tsentence2\tlabel\n", "0\tA\tB\t1\n1\tC\tD\t0\n", ["A", "C"], [1, 0]),
 }
+
+
+def snli(label, premise):
+    row = {"annotator_labels": ["neutral"], "captionID": "1.jpg#0", "gold_label": label, "pairID": "1.jpg#0r1n"}
+    return json.dumps(row | {"sentence1": premise, "sentence1_binary_parse": "( a )", "sentence2": "b"}) + "\n"
+
+
+@pytest.mark.parametrize("folder", ["", "snli", "snli_1.0"])
+def test_snli_as_published(tmp_path, folder):
+    rows = snli("neutral", "NA") + snli("-", "undecided") + snli("contradiction", 'a "b')
+    for split in ("train", "dev", "test"):
+        put(tmp_path / folder, **{f"snli_1.0_{split}_jsonl": rows, f"snli_1.0_{split}_txt": "gold_label\t..."})
+    said = []
+    data = load_task("snli", tmp_path, say=said.append)
+    assert list(data) == ["train", "validation"]
+    assert data["train"].to_dict() == {"premise": ["NA", 'a "b'], "hypothesis": ["b", "b"], "label": [1, 2]}
+    part = "2 rows (1 without a label are left out)"
+    assert f": train {part} (the official data have 549,367), validation {part} (the official data" in said[0]
+    assert load_split("snli", "test", tmp_path)["test"]["label"][:] == [1, -1, 2]  # predicted as well
+
+
+def test_snli_from_the_hub_drops_what_has_no_label(monkeypatch):
+    def hub(path, config, split):
+        assert (path, config, split) == ("stanfordnlp/snli", "plain_text", ["train", "validation"])
+        rows = {"premise": ["a", "b"], "hypothesis": ["c", "d"], "label": [-1, 2]}
+        return [Dataset.from_dict(rows, features=TASKS["snli"].features()) for _ in split]
+
+    monkeypatch.setattr(glue, "load_dataset", hub)
+    for name in glue.OFFLINE:
+        monkeypatch.delenv(name)
+    assert load_task("snli")["train"].to_dict() == {"premise": ["b"], "hypothesis": ["d"], "label": [2]}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_saved_to_disk(tmp_path, whole):
+    parts = {split: Dataset.from_dict(PAIRS, features=TASKS["rte"].features()) for split in ("train", "validation")}
+    if whole:
+        DatasetDict(parts | {"test": parts["train"]}).save_to_disk(tmp_path / "rte")
+    else:
+        parts["train"].select([2, 0]).save_to_disk(tmp_path / "rte" / "train")
+        parts["validation"].save_to_disk(tmp_path / "rte" / "dev")
+    data = load_task("rte", tmp_path)
+    assert data["validation"].to_dict() == PAIRS
+    assert data["train"]["label"][:] == ([0, 1, 1] if whole else [1, 0])
+    put(tmp_path / "rte", train_tsv=texts_of("tsv"))
+    with pytest.raises(ValueError, match=r"the split 'train' more than once: train.tsv, train; keep one"):
+        load_task("rte", tmp_path)
+    (tmp_path / "rte" / "train.tsv").unlink()
+    next((tmp_path / "rte" / "train").glob("*.arrow")).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"cannot read the saved data set .*rte/train: .*; save it again"):
+        load_task("rte", tmp_path)
+
+
+def test_mrpc_as_its_authors_publish_it(tmp_path):
+    header = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+    text = header + "1\t7\t8\ta\tb\r\n0\t9\t10\tc\td\r\n1\t8\t7\te\tf\r\n"
+    put(tmp_path / "MRPC", msr_paraphrase_train_txt=text, msr_paraphrase_test_txt=text)
+    with pytest.raises(ValueError, match=r"msr_paraphrase_train.txt, but not GLUE's dev_ids.tsv.*or give train.tsv"):
+        load_task("mrpc", tmp_path)
+    put(tmp_path / "MRPC", dev_ids_tsv="8\t7\n")
+    data = load_task("mrpc", tmp_path)
+    assert data["train"].to_dict() == {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "label": [1, 0]}
+    assert data["validation"].to_dict() == {"sentence1": ["e"], "sentence2": ["f"], "label": [1]}
+    assert load_split("mrpc", "test", tmp_path)["test"]["label"][:] == [1, 0, 1]
+
+
+# --- splits without labels ----------------------------------------------------------------------------
+
+
+def test_test_splits_without_labels(tmp_path):
+    put(tmp_path / "CoLA", test_tsv='index\tsentence\n0\tNA\n1\tShe "left.\n')
+    assert load_split("cola", "test", tmp_path)["test"].to_dict() == {
+        "sentence": ["NA", 'She "left.'], "label": [-1, -1],
+    }  # fmt: skip
+    put(tmp_path / "rte", test_tsv=HEADER + "a\tb\t-1\nc\td\tentailment\ne\tf\t\n")
+    assert load_split("rte", "test", tmp_path)["test"]["label"][:] == [-1, 0, -1]
+    put(tmp_path / "stsb", test_jsonl='{"sentence1": "a", "sentence2": "b", "label": -1.0}\n')
+    assert math.isnan(load_split("stsb", "test", tmp_path)["test"]["label"][0])
+    put(tmp_path / "rte", test_tsv=HEADER + "a\tb\tmaybe\n")
+    with pytest.raises(ValueError, match=r"test.tsv, line 2: label 'maybe' is none of 'rte'"):
+        load_split("rte", "test", tmp_path)
+
+
+def test_both_test_splits_of_mnli(tmp_path):
+    text = "index\tsentence1\tsentence2\n0\ta\tb\n"
+    put(tmp_path, test_matched_tsv=text, test_mismatched_tsv=text, dev_matched_tsv=text + "1\tc\td\n")
+    assert list(load_split("mnli", "test", tmp_path)) == ["test_matched", "test_mismatched"]
+    assert list(load_split("mnli", "test_mismatched", tmp_path)) == ["test_mismatched"]
+    assert list(load_split("mnli", "validation", tmp_path)) == ["validation_matched"]
+    with pytest.raises(ValueError, match=r"unknown split 'tset' of task 'mnli'"):
+        load_split("mnli", "tset", tmp_path)
+    with pytest.raises(ValueError, match=r"does not hold 'mnli': .*with the files train, .*Found: dev_matched.tsv"):
+        load_split("mnli", "train", tmp_path)
+
+
+def test_torn_rows_of_a_test_split_are_refused(tmp_path):
+    put(tmp_path, test_tsv="id\tquestion1\tquestion2\n0\ta\tb\n1\tc\n")
+    with pytest.raises(ValueError, match=r"test.tsv: line 3 has 2 fields, the header has 3"):
+        load_split("qqp", "test", tmp_path)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -232,7 +341,7 @@ def test_the_environment_names_a_directory(tmp_path, monkeypatch, place):
     put(tmp_path / place, train_tsv=texts_of("tsv"), dev_tsv=texts_of("tsv"))
     monkeypatch.setenv("RESFORMER_DATA", str(tmp_path))
     assert load_task("rte")["train"].to_dict() == PAIRS
-    with pytest.raises(ValueError, match="no data for 'cola', and HF_HUB_OFFLINE forbids the hub: give a data dir"):
+    with pytest.raises(ValueError, match=r"no data for 'cola', .* and HF_HUB_OFFLINE forbids the hub: give a data dir"):
         load_task("cola")
     same(load_task("sentiment"), generate("sentiment"))  # built-in tasks are generated nevertheless
     monkeypatch.setenv("RESFORMER_DATA", str(tmp_path / "gone"))
@@ -274,6 +383,48 @@ def test_the_hub_is_the_last_resort(monkeypatch):
     monkeypatch.setattr(glue, "load_dataset", unreachable)
     with pytest.raises(ValueError, match=r"no data for 'rte': Couldn't reach.*Without the hub, give"):
         load_task("rte")
+
+
+def test_the_cache_of_datasets_comes_before_the_hub(tmp_path, monkeypatch):
+    """Written by `datasets` itself, in the place where a download from the hub goes."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    for split in ("train", "validation"):
+        pq.write_table(pa.table(PAIRS), tmp_path / f"{split}.parquet")
+    files = {split: [str(tmp_path / f"{split}.parquet")] for split in ("train", "validation")}
+    arguments = {"dataset_name": "glue", "config_name": "rte", "data_files": files, "hash": "abc"}
+    Parquet(cache_dir=str(tmp_path / "made"), **arguments).download_and_prepare()
+    (made,) = (tmp_path / "made").rglob("dataset_info.json")
+    (cache / "nyu-mll___glue/rte/0.0.0").mkdir(parents=True)
+    made.parent.rename(cache / "nyu-mll___glue/rte/0.0.0/abc")
+
+    said = []
+    assert load_task("rte", say=said.append)["train"].to_dict() == PAIRS
+    assert said[0].startswith("rte from nyu-mll/glue in the cache of datasets: train 3 rows")
+    with pytest.raises(ValueError, match="the cache of datasets does not hold nyu-mll/glue either"):
+        load_task("cola")
+    with pytest.raises(ValueError, match="the cache of datasets does not hold nyu-mll/glue either"):
+        load_split("rte", "test")  # not among the splits that were kept
+    (cache / "nyu-mll___glue/rte/0.0.0/abc/glue-train.arrow").unlink()
+    with pytest.raises(ValueError, match="forbids the hub"):
+        load_task("rte")
+
+
+def test_where_the_data_are_from_and_how_many_is_said(tmp_path):
+    said = []
+    put(tmp_path / "rte", train_tsv=texts_of("tsv"), dev_tsv=HEADER + "a\tb\t0\n" * 277)
+    load_task("rte", tmp_path, say=said.append)
+    load_task("sentiment", say=said.append)
+    assert said == [
+        f"rte from {tmp_path / 'rte'}: train 3 rows (the official data have 2,490), validation 277 rows",
+        "sentiment from its grammar with seed 0: train 8,000 rows, validation 1,000 rows",
+    ]
+
+
+def test_every_task_has_its_official_counts():
+    assert set(layouts.OFFICIAL) == {name for name, task in TASKS.items() if not task.builtin}
+    for name, known in layouts.OFFICIAL.items():
+        assert set(known.rows) == {"train", *TASKS[name].splits, *TASKS[name].tests}
 
 
 def test_local_files_leave_no_cache(tmp_path, monkeypatch):
@@ -324,15 +475,15 @@ def test_missing_columns(tmp_path):
 def test_labels_outside_the_task(tmp_path):
     refused(
         tmp_path,
-        r"train.tsv: label '2' in row 2 is none of 'rte'; it has 0 or 'entailment', 1 or 'not_entailment'",
+        r"train.tsv, line 3: label '2' is none of 'rte'; it has 0 or 'entailment', 1 or 'not_entailment'",
         train_tsv=HEADER + "a\tb\t1\na\tb\t2\n",
     )
-    refused(tmp_path, "label '-1' in row 1 .-1 marks the unlabelled test split.", train_tsv=HEADER + "a\tb\t-1\n")
-    refused(tmp_path, "label 'maybe' in row 1", train_tsv=HEADER + "a\tb\tmaybe\n")
-    refused(tmp_path / "stsb", "label 'nan' in row 1 .*scores from 0 to 5", "stsb", train_tsv=HEADER + "a\tb\tnan\n")
-    refused(tmp_path / "high", "label '5.5' in row 1", "stsb", train_tsv=HEADER + "a\tb\t5.5\n")
+    refused(tmp_path, "line 2: label '-1' .-1 marks the unlabelled test split.", train_tsv=HEADER + "a\tb\t-1\n")
+    refused(tmp_path, "train.tsv, line 2: label 'maybe'", train_tsv=HEADER + "a\tb\tmaybe\n")
+    refused(tmp_path / "stsb", "label 'nan' .*scores from 0 to 5", "stsb", train_tsv=HEADER + "a\tb\tnan\n")
+    refused(tmp_path / "high", "label '5.5' is none", "stsb", train_tsv=HEADER + "a\tb\t5.5\n")
     row = '{"sentence1": "a", "sentence2": "b", "label": [1]}\n'
-    refused(tmp_path / "list", r"label \[1\] in row 1", train_jsonl=row)
+    refused(tmp_path / "list", r"train.jsonl, line 1: label \[1\]", train_jsonl=row)
 
 
 def test_empty_files(tmp_path):
@@ -355,17 +506,17 @@ def test_files_cut_off(tmp_path):
     row = '{"sentence1": "a", "sentence2": "b", "label": 1}\n'
     refused(tmp_path / "j", "cannot read .*train.jsonl: line 2 is not JSON", train_jsonl=row + row[:20])
     refused(tmp_path / "array", "line 1 is a list; JSON lines have one object a line", train_json=f"[{row.strip()}]")
-    refused(tmp_path / "t", "train.tsv: row 2 has 2 fields, the header has 3", train_tsv=HEADER + "a\tb\t1\na\tb")
+    refused(tmp_path / "t", "train.tsv: line 3 has 2 fields, the header has 3", train_tsv=HEADER + "a\tb\t1\na\tb")
 
 
 def test_texts_that_are_none(tmp_path):
     pq.write_table(pa.table(PAIRS | {"sentence2": ["a", None, "c"]}), tmp_path / "train.parquet")
     pq.write_table(pa.table(PAIRS), tmp_path / "validation.parquet")
-    with pytest.raises(ValueError, match=r"train.parquet: 'sentence2' of row 2 is None, not a text"):
+    with pytest.raises(ValueError, match=r"train.parquet, row 2: 'sentence2' is None, not a text"):
         load_task("rte", tmp_path)
     refused(
         tmp_path / "j",
-        "'sentence1' of row 1 is 5, not a text",
+        "line 1: 'sentence1' is 5, not a text",
         train_jsonl='{"sentence1": 5, "sentence2": "", "label": 1}',
     )
 
@@ -373,7 +524,7 @@ def test_texts_that_are_none(tmp_path):
 def test_text_in_another_encoding(tmp_path):
     put(tmp_path, train_tsv=HEADER, dev_tsv=HEADER)
     (tmp_path / "train.tsv").write_bytes(HEADER.encode() + "café\tb\t1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"cannot read .*train.tsv: 'utf-8' codec"):
+    with pytest.raises(ValueError, match=r"cannot read .*train.tsv: line 2 is not UTF-8"):
         load_task("rte", tmp_path)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from resformer.data.metrics import evaluate, score
-from resformer.data.tasks import TASKS
+from resformer.data.tasks import TASKS, Task
 
 
 def test_accuracy_and_f1_by_hand():
@@ -18,7 +18,8 @@ def test_accuracy_and_f1_by_hand():
 def test_matthews_by_hand():
     # tp 2, fp 1, fn 1, tn 3
     found = evaluate(TASKS["cola"], [1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0])
-    assert found == {"matthews": pytest.approx((2 * 3 - 1 * 1) / math.sqrt(3 * 3 * 4 * 4))}
+    assert found == {"matthews": pytest.approx((2 * 3 - 1 * 1) / math.sqrt(3 * 3 * 4 * 4)), "accuracy": 5 / 7}
+    assert score(TASKS["cola"], found) == found["matthews"]  # accuracy is stored, and no part of the score
 
 
 def test_correlations_by_hand():
@@ -35,9 +36,9 @@ def test_constant_classes_give_numbers(name, constant):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = evaluate(TASKS[name], [constant] * 4, [0, 1, 1, 1])
-        assert evaluate(TASKS["cola"], [0, 1], [1, 1]) == {"matthews": 0.0}  # constant labels
+        assert evaluate(TASKS["cola"], [0, 1], [1, 1])["matthews"] == 0.0  # constant labels
     expected = {"accuracy": [0.25, 0.75], "f1": [0.0, 6 / 7], "matthews": [0.0, 0.0]}
-    assert found == {metric: pytest.approx(expected[metric][constant]) for metric in TASKS[name].metrics}
+    assert found == {metric: pytest.approx(expected[metric][constant]) for metric in found}
 
 
 @pytest.mark.parametrize("constant", [0.0, 2.5, -1e-3])
@@ -71,3 +72,18 @@ def test_score_ignores_others_and_misses_none():
     assert score(TASKS["sst2"], {"accuracy": 0.5, "majority": 0.9}) == 0.5
     with pytest.raises(ValueError, match="'mrpc' needs f1; given: accuracy"):
         score(TASKS["mrpc"], {"accuracy": 0.5})
+
+
+def test_macro_f1_by_hand():
+    # class 0: precision 1, recall 1/2; class 1: 1/2, 1; class 2: nothing right
+    task = Task("own", "", ("text",), ("a", "b", "c"), ("accuracy", "macro_f1"))
+    found = evaluate(task, [0, 1, 1, 1], [0, 0, 1, 2])
+    assert found == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 1 / 2 + 0) / 3)}
+
+
+def test_every_metric_of_glue_is_reported():
+    found = {name: set(evaluate(task, [0, 1, 1], [0, 1, 0])) for name, task in TASKS.items()}
+    assert found["cola"] == {"matthews", "accuracy"}
+    assert found["mrpc"] == found["qqp"] == {"accuracy", "f1"}
+    assert found["stsb"] == {"pearson", "spearman"}
+    assert all(found[name] == {"accuracy"} for name in ("sst2", "mnli", "qnli", "rte", "wnli", "snli"))

@@ -168,7 +168,7 @@ def test_without_options():
         ("rezero", "", "cannot read the scheme options ''"),
         ("rezero", "[1]", "are no JSON object; write a JSON object"),
         ("rezero", '{"a": NaN}', "NaN is no JSON number"),
-        ("rezero", '{"a": 1, "a": 2}', "names has 'a' 2 times"),
+        ("rezero", '{"a": 1, "a": 2}', "'a' is there twice"),
         ("rezero", '{"a b": 1}', "hold 'a b', which is no name"),
         (None, '{"a": 1}', "are of a scheme; give the scheme as well"),
         ("rezero:a=1", '{"b": 1}', "use one of the two ways"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from training_fakes import PAIR, SCORE, TASK, tiny_bert, tiny_data, tiny_tokenizer
 
-from resformer.train.batches import encode, ordered, share, shuffled, training_batches
+from resformer.train.batches import divide, encode, ordered, share, shuffled, training_batches
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
@@ -64,6 +64,30 @@ def test_processes_share_each_batch_in_equal_parts(processes):
     assert len(share(np.array([5]), 2, 3)) == 1
 
 
+@pytest.mark.parametrize("size", [None, 1, 4])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_divided_batch_is_whole_and_its_shares_add_up(processes, size):
+    for count in (12, 7, 2, 1):
+        batch = np.arange(100, 100 + count)
+        divided = [divide(batch, rank, processes, size) for rank in range(processes)]
+        assert len({len(parts) for parts in divided}) == 1, "as many parts on every process"
+        parts = [part for parts in divided for part in parts]
+        assert sum(share for _, share in parts) == pytest.approx(1.0)
+        assert sorted(i for part, share in parts if share for i in part) == batch.tolist()
+        assert all(0 < len(part) <= (size or count) for part, _ in parts)
+        assert all(share == pytest.approx(len(part) / count) for part, share in parts if share)
+
+
+def test_batches_go_on_from_any_step():
+    whole = encoded()
+    batches = training_batches(whole, 24, seed=1)  # 3 to an epoch
+    steps = [next(batches)[0][0] for _ in range(10)]
+    for begin in (0, 1, 3, 7):
+        later = training_batches(whole, 24, seed=1, begin=begin)
+        for step in steps[begin:]:
+            assert torch.equal(next(later)[0][0]["input_ids"], step["input_ids"])
+
+
 def test_evaluation_starts_with_the_longest_examples():
     sizes = lengths(50)
     batches = ordered(sizes, 8)
@@ -120,7 +144,7 @@ def test_the_order_is_independent_of_model_and_of_processes():
         streams = [training_batches(whole, 8, seed=1, rank=rank, processes=processes) for rank in range(processes)]
         batches = []
         for _ in range(20):
-            parts = [next(stream)["input_ids"] for stream in streams]
+            parts = [batch["input_ids"] for stream in streams for batch, _ in next(stream)]
             if model is not None:
                 model(input_ids=parts[0])  # dropout draws random numbers
             batches.append(sorted(tuple(row[row != 0].tolist()) for part in parts for row in part))

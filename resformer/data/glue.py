@@ -1,65 +1,41 @@
-"""Tasks as data sets: generated, from local files in GLUE's layouts, or from the hub."""
+"""Tasks as data sets: generated, from local files, from the cache of `datasets`, or from the hub."""
 
+import math
 import os
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.packaged_modules.cache.cache import Cache
 
 from resformer.data.builtin import generate
-from resformer.data.tables import FORMATS, Columns, columns_of, read_table
+from resformer.data.layouts import accepted, find_folder, from_dataset, official, read_splits
+from resformer.data.tables import FORMATS, Columns, Table
 from resformer.data.tasks import TASKS, Task
 from resformer.errors import unknown
 
-HUB = "nyu-mll/glue"
 DATA = "RESFORMER_DATA"
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-SUFFIXES = ("parquet", "jsonl", "json", "tsv", "csv")
-ALIASES = {
-    "train": ("train",),
-    "validation": ("validation", "dev"),
-    "validation_matched": ("validation_matched", "dev_matched"),
-    "validation_mismatched": ("validation_mismatched", "dev_mismatched"),
-}
 SCORES = (0.0, 5.0)  # of STS-B, the only regression
+UNLABELLED = (-1, -1.0, "-1", "-1.0", "", None)  # how files say that a label is not given
+
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Official:
-    """How the files of GLUE's own archive differ from ours."""
-
-    folder: str
-    rename: dict[str, str] = field(default_factory=dict)  # its column -> ours
-    headerless: tuple[str, ...] = ()  # the columns, if its TSV has no header
-    broken: bool = False  # some of its rows are torn apart by line breaks
-
-
-OFFICIAL = {
-    "cola": Official("CoLA", headerless=("source", "label", "mark", "sentence")),
-    "sst2": Official("SST-2"),
-    "mrpc": Official("MRPC", {"Quality": "label", "#1 String": "sentence1", "#2 String": "sentence2"}),
-    "stsb": Official("STS-B", {"score": "label"}),
-    "qqp": Official("QQP", {"is_duplicate": "label"}, broken=True),
-    "mnli": Official("MNLI", {"sentence1": "premise", "sentence2": "hypothesis", "gold_label": "label"}),
-    "qnli": Official("QNLI"),
-    "rte": Official("RTE"),
-    "wnli": Official("WNLI"),
-}
-
-
-def load_task(name: str, data: str | Path | None = None, *, seed: int = 0) -> DatasetDict:
+def load_task(name: str, data: str | Path | None = None, *, seed: int = 0, say: Say | None = None) -> DatasetDict:
     """The train and evaluation splits of a task, with the columns `Task.columns`.
 
     data   a directory that holds the split files, itself or in a folder named like the task. None: built-in
            tasks are generated from `seed`; others are looked for in the directory that the environment
-           variable RESFORMER_DATA names (also in its folder `glue`), then on the hub
+           variable RESFORMER_DATA names (also in its folder `glue`), in the cache of `datasets`, and on the hub
+    say    is called once with a line: where the data were found, the rows of each split, how many examples
+           without a label were left out (snli), and where the official data have another number of rows
 
     Split files are called train, validation (or dev) and, for mnli, validation_matched and
     validation_mismatched (or dev_...), of which one is enough; they end in .parquet (also in several parts, as on
-    the hub), .jsonl, .tsv or .csv. Labels are ids or names and come back as ids in the order of the task.
+    the hub), .jsonl, .tsv or .csv. Folders of `save_to_disk` and of the official archives are read as they are.
+    Labels are ids or names and come back as ids in the order of the task.
 
     Raises ValueError, and loads nothing, for an unknown task, a missing directory or split, missing
     columns, empty or unreadable files, missing texts, and labels that the task does not have.
@@ -67,16 +43,25 @@ def load_task(name: str, data: str | Path | None = None, *, seed: int = 0) -> Da
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     task = TASKS[name]
-    if task.builtin and data is None:
-        return generate(name, seed=seed)
-    folder = _folder(task, data)
-    if folder is None:
-        return _from_hub(task)
-    files = {split: _split_files(folder, split) for split in ("train", *task.splits)}
-    if not files["train"] or not any(files[split] for split in task.splits):
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
-        raise ValueError(f"{folder} does not hold {name!r}: {_layout(task)} Found: {found}.")
-    return DatasetDict({split: _read_split(task, paths) for split, paths in files.items() if paths})
+    return _load(task, data, (("train",), task.splits), labelled=True, seed=seed, say=say)
+
+
+def load_split(
+    name: str, split: str, data: str | Path | None = None, *, seed: int = 0, say: Say | None = None
+) -> DatasetDict:
+    """The splits called `split`, for prediction: of mnli, "test" is test_matched and test_mismatched, or one of them.
+
+    Labels may be missing, as a column or in rows, or be -1: these come back as -1, those of a regression as NaN.
+    The rest is as for `load_task`. Raises ValueError also for a split that the task does not have.
+    """
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    task = TASKS[name]
+    known = ("train", *task.splits, *task.tests)
+    wanted = tuple(known_split for known_split in known if known_split == split or known_split.startswith(f"{split}_"))
+    if not wanted:
+        raise unknown("split", split, known, of=f"task {name!r}")
+    return _load(task, data, (wanted,), labelled=False, seed=seed, say=say)
 
 
 def write_task(
@@ -104,116 +89,154 @@ def write_task(
     return list(content)
 
 
-def _folder(task: Task, data: str | Path | None) -> Path | None:
+def _load(
+    task: Task,
+    data: str | Path | None,
+    needed: tuple[tuple[str, ...], ...],
+    *,
+    labelled: bool,
+    seed: int,
+    say: Say | None,
+) -> DatasetDict:
+    """The splits in `needed`, of each group at least one."""
+    splits = tuple(split for group in needed for split in group)
+    if task.builtin and data is None:
+        generated = generate(task.name, seed=seed)
+        loaded = DatasetDict({split: generated[split] for split in splits})
+        where, dropped = f"its grammar with seed {seed}", dict.fromkeys(splits, 0)
+    else:
+        tables, where = _find(task, data, splits, needed)
+        loaded, dropped = DatasetDict(), {}
+        for split, table in tables.items():
+            kept = _decided(task, table) if labelled else table
+            columns = _checked(task, kept, labelled)
+            loaded[split] = Dataset.from_dict(columns, features=task.features())
+            dropped[split] = len(table) - len(kept)
+    if say is not None:
+        say(_summary(task, loaded, where, dropped))
+    return loaded
+
+
+def _find(
+    task: Task, data: str | Path | None, splits: tuple[str, ...], needed: tuple[tuple[str, ...], ...]
+) -> tuple[dict[str, Table], str]:
+    """The first place that has the task, and what it holds of the splits."""
+    layout = accepted(task, tuple(group[0] for group in needed))
+    folder = _folder(task, data, layout)
+    if folder is not None:
+        tables = read_splits(folder, task, splits)
+        if not all(any(split in tables for split in group) for group in needed):
+            found = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
+            raise ValueError(f"{folder} does not hold {task.name!r}: {layout} Found: {found}.")
+        return tables, str(folder)
+    hub, config = official(task).hub, official(task).hub_config(task)
+    cached = _cached(hub, config)
+    if cached is None or not set(splits) <= set(cached):
+        cached, place = _from_hub(task, hub, config, splits, layout), f"{hub} on the hub"
+    else:
+        place = f"{hub} in the cache of datasets"
+    return {split: from_dataset(cached[split], task, f"{hub} {config} {split}") for split in splits}, place
+
+
+def _folder(task: Task, data: str | Path | None, layout: str) -> Path | None:
     """The directory of the task's files; None if no place is known to hold it."""
     if data is None and not os.environ.get(DATA):
         return None
     given = f"data directory {str(data)!r}" if data is not None else f"{DATA}={os.environ[DATA]!r}"
     root = Path(os.environ[DATA] if data is None else data).expanduser()
     if not root.is_dir():
-        raise ValueError(f"{given} is not a directory; {_layout(task)}")
-    names = [task.name, *([OFFICIAL[task.name].folder] if task.name in OFFICIAL else [])]
-    if data is not None:
-        return next((root / name for name in names if (root / name).is_dir()), root)
-    places = [place / name for place in (root, root / "glue") for name in names]
-    return next((place for place in places if place.is_dir()), None)
+        raise ValueError(f"{given} is not a directory; {layout}")
+    found = find_folder(root, task)
+    return found or (root if data is not None else None)
 
 
-def _split_files(folder: Path, split: str) -> list[Path]:
-    """The file of a split, or all its parts in order; empty if there is none."""
-    pattern = re.compile(rf"({'|'.join(ALIASES[split])})(?:-\d+-of-(\d+))?\.({'|'.join(SUFFIXES)})")
-    matches = [(match, path) for path in sorted(folder.iterdir()) if (match := pattern.fullmatch(path.name))]
-    kinds = {match.groups() for match, _ in matches}
-    names = ", ".join(path.name for _, path in matches)
-    if len(kinds) > 1:
-        raise ValueError(f"{folder} holds the split {split!r} more than once: {names}; keep one of them")
-    for _, parts, _ in kinds:
-        if parts and len(matches) != int(parts):
-            raise ValueError(f"{folder} holds {len(matches)} of the {parts} parts of the split {split!r}: {names}")
-    return [path for _, path in matches]
+def _cached(hub: str, config: str) -> DatasetDict | None:
+    """What `datasets` keeps of an earlier download, without asking the hub."""
+    try:
+        name = hub.rpartition("/")[2]
+        return Cache(repo_id=hub, dataset_name=name, config_name=config, version="auto", hash="auto").as_dataset()
+    except (ValueError, OSError):  # it has none, or half of one
+        return None
 
 
-def _read_split(task: Task, paths: list[Path]) -> Dataset:
-    official = OFFICIAL.get(task.name, Official(""))
-    parts = []
-    for path in paths:
-        columns, found = read_table(
-            path,
-            {*task.columns, *official.rename},
-            headerless=official.headerless,
-            skip_broken=official.broken,
-        )
-        renamed = {official.rename.get(name, name): values for name, values in columns.items()}
-        own = {name: values for name, values in columns.items() if name in task.columns}
-        parts.append(_checked(task, renamed | own, found, str(path)))
-    columns = {name: [value for part in parts for value in part[name]] for name in task.columns}
-    return Dataset.from_dict(columns, features=task.features())
-
-
-def _from_hub(task: Task) -> DatasetDict:
+def _from_hub(task: Task, hub: str, config: str, splits: tuple[str, ...], layout: str) -> DatasetDict:
     offline = [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
     if offline:
-        raise ValueError(f"no data for {task.name!r}, and {offline[0]} forbids the hub: {_layout(task)}")
-    splits = ["train", *task.splits]
+        raise ValueError(
+            f"no data for {task.name!r}, the cache of datasets does not hold {hub} either, and {offline[0]} forbids "
+            f"the hub: {layout}"
+        )
     try:
-        parts = load_dataset(HUB, task.name, split=splits)
+        parts = load_dataset(hub, config, split=list(splits))
     except OSError as error:
-        raise ValueError(f"no data for {task.name!r}: {error}. Without the hub, {_layout(task)}") from error
-    loaded = DatasetDict()
-    for split, part in zip(splits, parts, strict=True):
-        columns = columns_of(part.with_format("arrow")[:], part.features, task.columns)
-        checked = _checked(task, columns, part.column_names, f"{HUB} {task.name} {split}")
-        loaded[split] = Dataset.from_dict(checked, features=task.features())
-    return loaded
+        raise ValueError(f"no data for {task.name!r}: {error}. Without the hub, {layout}") from error
+    return DatasetDict(dict(zip(splits, parts, strict=True)))
 
 
-def _layout(task: Task) -> str:
-    """What to give, for messages."""
-    splits = " and ".join("/".join(ALIASES[split]) for split in ("train", *task.splits[:1]))
-    return (
-        f"give a data directory (--data) that is or holds {task.name}/, or set {DATA} to one that holds "
-        f"{task.name}/ or glue/{task.name}/, with the files {splits}, ending in .{', .'.join(SUFFIXES)} "
-        "(parquet also in parts, such as train-00000-of-00001.parquet), "
-        f"with the columns {', '.join(task.columns)}."
-    )
+def _summary(task: Task, loaded: DatasetDict, where: str, dropped: dict[str, int]) -> str:
+    """Where the data are from, and how many rows there are."""
+    parts = []
+    for split, dataset in loaded.items():
+        part = f"{split} {len(dataset):,} rows"
+        if dropped[split]:
+            part += f" ({dropped[split]:,} without a label are left out)"
+        rows = official(task).rows.get(split, len(dataset))
+        if rows != len(dataset):
+            part += f" (the official data have {rows:,})"
+        parts.append(part)
+    return f"{task.name} from {where}: {', '.join(parts)}"
 
 
-def _checked(task: Task, columns: Columns, found: list[str], where: str) -> Columns:
+def _decided(task: Task, table: Table) -> Table:
+    """Without the rows on whose label the annotators did not agree."""
+    if official(task).undecided is None or "label" not in table.columns:
+        return table
+    without = (official(task).undecided, *UNLABELLED)
+    kept = [row for row, label in enumerate(table.columns["label"]) if label not in without]
+    return table if len(kept) == len(table) else table.select(kept)
+
+
+def _checked(task: Task, table: Table, labelled: bool) -> Columns:
     """The task's columns with labels as ids (scores as floats)."""
-    missing = [name for name in task.columns if name not in columns]
+    needed = [name for name in task.columns if labelled or name in task.texts]
+    missing = [name for name in needed if name not in table.columns]
     if missing:
         raise ValueError(
-            f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
-            f"{task.name!r} needs {', '.join(task.columns)}; found {', '.join(found)}"
+            f"{table.where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
+            f"{task.name!r} needs {', '.join(needed)}; found {', '.join(table.found)}"
         )
-    if not columns["label"]:
-        raise ValueError(f"{where} has no rows")
-    for name in task.columns:
+    if not len(table):
+        raise ValueError(f"{table.where} has no rows")
+    for name in needed:
         if name != "label":
-            for row, value in enumerate(columns[name], 1):
+            for row, value in enumerate(table.columns[name]):
                 if not isinstance(value, str):
-                    raise ValueError(f"{where}: {name!r} of row {row} is {value!r}, not a text")
-    labels = list(_labels(task, columns["label"], where))
-    return {name: labels if name == "label" else columns[name] for name in task.columns}
+                    raise ValueError(f"{table.at(row)}: {name!r} is {value!r}, not a text")
+    absent = [None] * len(table)
+    columns = {name: table.columns.get(name, absent) for name in task.columns}
+    return columns | {"label": list(_labels(task, table, columns["label"], labelled))}
 
 
-def _labels(task: Task, values: list[Any], where: str) -> Iterator[int | float]:
+def _labels(task: Task, table: Table, values: list[Any], labelled: bool) -> Iterator[int | float]:
     """Ids of the classes, or scores."""
     ids: dict[Any, int] = {}
     for i, name in enumerate(task.labels or ()):
         ids |= {i: i, str(i): i, name: i}
+    unlabelled = () if labelled else (*UNLABELLED, official(task).undecided)
 
     def read(value: Any) -> int | float | None:
+        if isinstance(value, str | int | float | None) and value in unlabelled:
+            return math.nan if task.labels is None else -1
         if task.labels is None:
             return _score(value)
         return ids.get(value) if isinstance(value, str | int | float) else None
 
-    for row, value in enumerate(values, 1):
+    for row, value in enumerate(values):
         label = read(value)
         if label is None:
-            unlabelled = " (-1 marks the unlabelled test split)" if value in (-1, "-1") else ""
+            hint = " (-1 marks the unlabelled test split)" if value in (-1, "-1") else ""
             raise ValueError(
-                f"{where}: label {value!r} in row {row}{unlabelled} is none of {task.name!r}; it has {_allowed(task)}"
+                f"{table.at(row)}: label {value!r}{hint} is none of {task.name!r}; it has {_allowed(task)}"
             )
         yield label
 

@@ -1,4 +1,4 @@
-"""The metrics of GLUE from scikit-learn and scipy: no download, and a number also for constant predictions."""
+"""The metrics of the tasks, from scikit-learn and scipy: no download, and a number also for constant predictions."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -26,10 +26,12 @@ def _matthews(labels: NDArray, predictions: NDArray) -> float:
     return 0.0 if constant else float(matthews_corrcoef(labels, predictions))
 
 
-# Functions of (labels, predictions), each (examples,). F1 is that of class 1 and 0.0 where nothing is of class 1.
+# Functions of (labels, predictions), each (examples,). F1 is that of class 1 and 0.0 where nothing is of class 1;
+# macro F1 is the mean over the classes that occur on either side.
 METRICS: dict[str, Callable[[NDArray, NDArray], float]] = {
     "accuracy": lambda labels, predictions: float(accuracy_score(labels, predictions)),
     "f1": lambda labels, predictions: float(f1_score(labels, predictions, zero_division=0.0)),
+    "macro_f1": lambda labels, predictions: float(f1_score(labels, predictions, average="macro", zero_division=0.0)),
     "matthews": _matthews,
     "pearson": _correlation(pearsonr),
     "spearman": _correlation(spearmanr),
@@ -37,7 +39,7 @@ METRICS: dict[str, Callable[[NDArray, NDArray], float]] = {
 
 
 def evaluate(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """The task's metrics, as fractions (not percent).
+    """All metrics of the task, those of its score first, as fractions (not percent).
 
     predictions, labels   (examples,): class ids, or finite scores for a regression
 
@@ -59,13 +61,13 @@ def evaluate(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str,
         elif not np.isin(side, range(len(task.labels))).all():
             wrong = side[~np.isin(side, range(len(task.labels)))][0]
             raise ValueError(f"{name} hold {wrong!r}; {task.name!r} has the classes 0 to {len(task.labels) - 1}")
-    return {name: METRICS[name](sides["labels"], sides["predictions"]) for name in task.metrics}
+    return {name: METRICS[name](sides["labels"], sides["predictions"]) for name in (*task.metrics, *task.also)}
 
 
 def score(task: Task, metrics: Mapping[str, float]) -> float:
-    """The mean of the task's metrics, as in official GLUE (mrpc: of accuracy and F1).
+    """The mean of `task.metrics`, as in official GLUE (mrpc: of accuracy and F1).
 
-    `metrics` may hold others besides. Raises ValueError if one of the task's is missing.
+    `metrics` may hold others besides. Raises ValueError if one of these is missing.
     """
     missing: Sequence[str] = [name for name in task.metrics if name not in metrics]
     if missing:

@@ -6,9 +6,11 @@ classes differs between files. GLUE's TSV knows neither quotes nor missing value
 
 import csv
 import io
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +21,53 @@ from datasets import ClassLabel, Dataset, Features
 Columns = dict[str, list[Any]]
 
 
+@dataclass(frozen=True)
+class Table:
+    """Columns with where they come from, for messages."""
+
+    columns: Columns  # those that were asked for
+    found: list[str]  # the names of all there are
+    where: str
+    lines: list[int] | None = None  # on which each row begins, from 1; None: the source has no lines
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def at(self, row: int) -> str:
+        """Where row `row`, from 0, stands."""
+        return f"{self.where}, row {row + 1}" if self.lines is None else f"{self.where}, line {self.lines[row]}"
+
+    def select(self, rows: list[int]) -> "Table":
+        """These rows alone, in this order."""
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return Table(columns, self.found, self.where, [self.lines[row] for row in rows] if self.lines else None)
+
+
 def read_table(
-    path: Path, keep: Collection[str], *, headerless: tuple[str, ...] = (), skip_broken: bool = False
-) -> tuple[Columns, list[str]]:
-    """The columns of one file that are in `keep`, and the names of all its columns.
+    path: Path, keep: Collection[str] | None = None, *, headerless: tuple[str, ...] = (), skip_broken: bool = False
+) -> Table:
+    """The columns of one file that are in `keep` (None: all).
 
     headerless   the columns of a TSV that starts with a row of this width instead of a header
     skip_broken  leave out TSV rows of the wrong width, with one warning that counts them
 
-    Raises ValueError, naming the file, if it is empty, cut off, not UTF-8 or not of its format.
+    Raises ValueError, naming the file and the line, if it is empty, cut off, not UTF-8 or not of its format.
     """
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
     try:
         if path.suffix == ".parquet":
             return _read_parquet(path, keep)
-        with open(path, encoding="utf-8-sig", newline="" if path.suffix == ".csv" else "\n") as file:
-            if path.suffix in (".json", ".jsonl"):
-                return _read_jsonl(file, keep)
-            if path.suffix == ".csv":
-                rows: Iterator[list[str]] = csv.reader(file, strict=True)
-            else:  # only \n ends a row and only a tab ends a field; csv would also end rows at a stray \r
-                rows = (line.rstrip("\r\n").split("\t") for line in file)
-            return _read_rows(rows, keep, headerless, skip_broken, path)
-    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error, _Malformed) as error:
+        text = _decoded(path.read_bytes())
+        if path.suffix in (".json", ".jsonl"):
+            return _read_jsonl(io.StringIO(text, newline="\n"), keep, path)
+        if path.suffix == ".csv":
+            rows = _csv_rows(text)
+        else:  # only \n ends a row and only a tab ends a field; csv would also end rows at a stray \r
+            lines = enumerate(io.StringIO(text, newline="\n"), 1)
+            rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in lines)
+        return _read_rows(rows, keep, headerless, skip_broken, path)
+    except (pa.ArrowException, OSError, _Malformed) as error:
         raise ValueError(f"cannot read {path}: {error}; is the file complete and of the kind its name says?") from error
 
 
@@ -63,53 +88,84 @@ class _Malformed(Exception):
     """What is wrong with the content of a text file."""
 
 
-def _read_parquet(path: Path, keep: Collection[str]) -> tuple[Columns, list[str]]:
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _Malformed(f"line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def _read_parquet(path: Path, keep: Collection[str] | None) -> Table:
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-        table = file.read(columns=[name for name in schema.names if name in keep])
-    return columns_of(table, Features.from_arrow_schema(schema), keep), schema.names
+        kept = [name for name in schema.names if keep is None or name in keep]
+        table = file.read(columns=kept)
+    return Table(columns_of(table, Features.from_arrow_schema(schema), kept), schema.names, str(path))
 
 
-def _read_jsonl(lines: Iterable[str], keep: Collection[str]) -> tuple[Columns, list[str]]:
-    rows = []
+def _read_jsonl(lines: Iterable[str], keep: Collection[str] | None, path: Path) -> Table:
+    rows, numbers = [], []
     found: dict[str, None] = {}  # an ordered set
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise _Malformed(f"line {number} is not JSON ({error})") from error
         if not isinstance(row, dict):
             raise _Malformed(f"line {number} is a {type(row).__name__}; JSON lines have one object a line")
         found |= dict.fromkeys(row)
-        rows.append({name: value for name, value in row.items() if name in keep})
-    return {name: [row.get(name) for row in rows] for name in found if name in keep}, list(found)
+        rows.append({name: value for name, value in row.items() if keep is None or name in keep})
+        numbers.append(number)
+    columns = {name: [row.get(name) for row in rows] for name in found if keep is None or name in keep}
+    return Table(columns, list(found), str(path), numbers)
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Each record with the line on which it begins: a quoted field may go over several."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    begins = 1
+    try:
+        for row in reader:
+            yield begins, row
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise _Malformed(f"the row that begins on line {begins} is not CSV ({error})") from error
 
 
 def _read_rows(
-    rows: Iterator[list[str]], keep: Collection[str], headerless: tuple[str, ...], skip_broken: bool, path: Path
-) -> tuple[Columns, list[str]]:
-    header: list[str] = next(rows, [])
-    first: list[list[str]] = []
-    if len(header) == len(headerless) and not set(keep) & set(header):
-        header, first = list(headerless), [header]
-    kept = [(i, name) for i, name in enumerate(header) if name in keep]
+    rows: Iterator[tuple[int, list[str]]],
+    keep: Collection[str] | None,
+    headerless: tuple[str, ...],
+    skip_broken: bool,
+    path: Path,
+) -> Table:
+    first: list[tuple[int, list[str]]] = []
+    number, header = next(rows, (1, []))
+    if len(header) == len(headerless) and not set(keep or ()) & set(header):
+        header, first = list(headerless), [(number, header)]
+    kept = [(i, name) for i, name in enumerate(header) if keep is None or name in keep]
     columns: Columns = {name: [] for _, name in kept}
+    if len(columns) < len(kept):
+        raise _Malformed(f"the header names a column twice: {', '.join(header)}")
+    numbers: list[int] = []
     broken = 0
-    for number, row in enumerate((row for part in (first, rows) for row in part), 1):
+    for number, row in itertools.chain(first, rows):
         if row in ([], [""]):  # a blank line
             continue
         if len(row) != len(header):
             if not skip_broken:
-                raise _Malformed(f"row {number} has {len(row)} fields, the header has {len(header)}")
+                raise _Malformed(f"line {number} has {len(row)} fields, the header has {len(header)}")
             broken += 1
             continue
+        numbers.append(number)
         for i, name in kept:
             columns[name].append(row[i])
     if broken:
         warnings.warn(f"{path}: {broken} rows of the wrong width are left out", UserWarning, stacklevel=4)
-    return columns, header
+    return Table(columns, header, str(path), numbers)
 
 
 def _to_parquet(dataset: Dataset) -> bytes:

@@ -17,16 +17,22 @@ class Task:
     summary: str
     texts: tuple[str, ...]  # the text columns: one, or two for a pair
     labels: tuple[str, ...] | None  # class names in the order of the label ids; None: regression
-    metrics: tuple[str, ...]  # all reported; the score of the task is their mean, as in official GLUE
+    metrics: tuple[str, ...]  # the score of the task is their mean, as in official GLUE
     splits: tuple[str, ...] = ("validation",)  # evaluation splits
     builtin: bool = False  # generated here, needs no data
     reference: str = GLUE
     hard: tuple[str, ...] = ()  # the values of "difficulty" on which word counts fail (built-in tasks)
+    also: tuple[str, ...] = ()  # metrics that are reported as well, outside the score
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column of the task's data, in order."""
         return (*self.texts, "label", *(("difficulty",) if self.builtin else ()))
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The test splits, one for each evaluation split; GLUE gives their texts alone."""
+        return () if self.builtin else tuple(split.replace("validation", "test") for split in self.splits)
 
     def features(self) -> "Features":
         """The types of `columns` for `datasets`: class labels carry their names, scores are float32."""
@@ -49,6 +55,7 @@ TASKS: dict[str, Task] = {
             ("sentence",),
             ("unacceptable", "acceptable"),
             ("matthews",),
+            also=("accuracy",),
         ),
         Task("sst2", "sentiment of a film review", ("sentence",), ("negative", "positive"), ("accuracy",)),
         Task("mrpc", "paraphrase or not", _PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1")),
@@ -71,6 +78,14 @@ TASKS: dict[str, Task] = {
         Task("qnli", "does the sentence answer the question", ("question", "sentence"), _ENTAILED, ("accuracy",)),
         Task("rte", "textual entailment", _PAIR, _ENTAILED, ("accuracy",)),
         Task("wnli", "Winograd schemas as inference", _PAIR, _ENTAILED[::-1], ("accuracy",)),
+        Task(
+            "snli",
+            "inference between captions of pictures",
+            ("premise", "hypothesis"),
+            ("entailment", "neutral", "contradiction"),
+            ("accuracy",),
+            reference="Bowman et al. 2015, SNLI, arXiv:1508.05326",
+        ),
         Task(
             "sentiment",
             "polarity of the main clause, under negation and concession (like SST-2)",
