@@ -178,6 +178,7 @@ def test_finetune_on_files_of_ones_own(resformer, checkpoint, tmp_path):
 
 
 COMPARE = ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--output", "x")
+FINETUNE = ("finetune", "--model", "MODEL", "--task", "agreement", "--output", "x")
 WRONG = [
     (("schemes", "rezro"), "Did you mean 'rezero'"),
     (("data", "sentimnt", "--output", "x"), "Did you mean 'sentiment'"),
@@ -225,6 +226,11 @@ WRONG = [
     ((*COMPARE, "--max-length", "2"), "max_length"),
     ((*COMPARE, "--init", "preserve", "--schemes", "pre_ln"), "cannot keep"),
     ((*COMPARE, "--schemes", "post_ln:placement=pre"), "fixes where"),
+    ((*COMPARE, "--schemes", "highway:init=preserve"), "sets 'init', which is of the encoder"),
+    ((*COMPARE, "--config", "x.toml"), "x.toml"),
+    ((*FINETUNE, "--scheme", "highway", "--scheme-options", "{bias: 1}"), "write a JSON object"),
+    ((*FINETUNE, "--scheme", "highway:bias=1", "--scheme-options", '{"bias": 1}'), "one of the two ways"),
+    ((*FINETUNE, "--scheme", "highway", "--scheme-options", '{"placement": "pre"}'), "give it as --placement"),
 ]
 
 
