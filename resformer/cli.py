@@ -147,6 +147,7 @@ def finetune(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a step takes, take one, and stop.")] = False,
     save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
+    push_to: Annotated[str | None, typer.Option("--push-to-hub", help="OWNER/NAME on the hub. [default: no]")] = None,
     config: Config = None,
 ) -> None:
     """Fine-tune a model on a task or on files of your own, with a residual scheme patched in."""
@@ -185,6 +186,7 @@ def finetune(
         resume=resume,
         overwrite=overwrite,
         save_model=save_model,
+        push_to=push_to,
         describe=start.described() | source.described(),
     )
     _tell(result, output)
@@ -257,6 +259,7 @@ def pretrain(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a step takes, take one, and stop.")] = False,
     save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
+    push_to: Annotated[str | None, typer.Option("--push-to-hub", help="OWNER/NAME on the hub. [default: no]")] = None,
     config: Config = None,
 ) -> None:
     """Pre-train a model on text, by masked or causal language modelling."""
@@ -288,6 +291,7 @@ def pretrain(
         resume=resume,
         overwrite=overwrite,
         save_model=save_model,
+        push_to=push_to,
         describe=start.described(),
     )
     _tell(result, output)

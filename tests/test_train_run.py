@@ -1,6 +1,7 @@
 """A run that is interrupted goes on as if it had not been: killed, stopped, on a full disk, from a cut file."""
 
 import errno
+import importlib.util
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker, register_tracker_class
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 
 import resformer
@@ -289,3 +291,57 @@ def test_two_processes_give_what_one_gives_and_go_on_from_it(tmp_path, way):
     assert [line["learning_rate"] for line in log(tmp_path / "one")] == [
         line["learning_rate"] for line in log(tmp_path / "two")
     ], "the schedule has one length on any number of processes"
+
+
+def test_trackers_are_told(tmp_path):
+    told = []
+
+    class Memory(GeneralTracker):
+        name, requires_logging_directory = "memory", False
+
+        def __init__(self, run_name, **kwargs):
+            super().__init__()
+
+        @property
+        def tracker(self):
+            return told
+
+        def store_init_configuration(self, values):
+            told.append(values)
+
+        def log(self, values, step=None, **kwargs):
+            told.append((step, values))
+
+    register_tracker_class(Memory)
+    train(tmp_path / "run", track=("memory",))
+    assert told[0]["learning_rate"] == 3e-3
+    assert [step for step, values in told[1:] if "accuracy" in values] == [7, 14, 20]
+    assert {step: values["loss"] for step, values in told[1:] if "loss" in values}[20] == log(tmp_path / "run")[-1][
+        "loss"
+    ]
+    with pytest.raises(ValueError, match="unknown tracker 'tensorbord'. Did you mean 'tensorboard'"):
+        train(tmp_path / "other", track=("tensorbord",))
+    monkeyed = [name for name in ("wandb", "mlflow") if importlib.util.find_spec(name) is None]
+    for name in monkeyed:
+        with pytest.raises(ValueError, match=f"tracker '{name}' is not installed; pip install {name}"):
+            train(tmp_path / "other", track=(name,))
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_residual_stream_stays_in_fp32(tmp_path):
+    """Under bf16 every sublayer computes in it, and what they add to does not."""
+    for placement in ("pre", "post"):
+        model = resformer.patch(tiny_bert(layers=4), "identity", init="paper", placement=placement)
+        ids = torch.arange(8).reshape(1, 8) % 12
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(input_ids=ids, output_hidden_states=True).hidden_states
+            inner = model.bert.encoder.layer[0].attention.self.query(found[0])
+        assert {state.dtype for state in found} == {torch.float32}
+        assert inner.dtype == torch.bfloat16
+
+
+def test_the_card_lies_beside_the_weights(whole):
+    card = (whole / "model" / "README.md").read_text()
+    assert "BertForSequenceClassification, 2 layers, width 16" in card
+    assert "rezero" in card
+    assert "resformer.from_pretrained" in card

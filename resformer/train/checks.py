@@ -2,13 +2,18 @@
 
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.data.tasks import Task
+from resformer.errors import unknown
+from resformer.sizes import longest_input
 from resformer.train.batches import Encoded
 
 
@@ -34,6 +39,17 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
             f"the tokenizer pads with token {tokenizer.pad_token_id}, {name} expects {model.config.pad_token_id}; "
             "set model.config.pad_token_id = tokenizer.pad_token_id if the tokenizer is the right one"
         )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Every tracker is known to accelerate, and its package is installed."""
+    ready = {str(name) for name in get_available_trackers()}
+    own = set(LOGGER_TYPE_TO_CLASS) - set(LoggerType.list())  # registered by the user
+    for name in names:
+        if name not in {*LoggerType.list(), *own} - {"all"}:
+            raise unknown("tracker", name, {*LoggerType.list(), *own} - {"all"})
+        if name not in ready | own:
+            raise ValueError(f"tracker {name!r} is not installed; pip install {name}, or leave it out of --track")
 
 
 def check_splits(data: DatasetDict, task: Task) -> tuple[str, ...]:
@@ -66,7 +82,7 @@ def check_inputs(splits: dict[str, Encoded], model: PreTrainedModel) -> None:
             "use the tokenizer that belongs to the model"
         )
     longest = max(int(split.lengths.max()) for split in splits.values())
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = longest_input(model)
     if positions is not None and longest > positions:
         raise ValueError(f"the longest input has {longest} tokens, the model takes {positions}; lower max_length")
 

@@ -17,14 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.data.metrics import evaluate, score
 from resformer.data.tasks import Task
-from resformer.files import finite, write_json_atomically
 from resformer.train import checks
 from resformer.train.batches import Encoded, encode, training_batches
 from resformer.train.cost import reset_peak_memory
 from resformer.train.flags import flags
 from resformer.train.loop import make_accelerator, predict
 from resformer.train.numbers import check_positive
-from resformer.train.result import describe_run, merged
+from resformer.train.result import describe_run, finish, merged
 from resformer.train.run import Evaluation, Job, run
 from resformer.train.settings import Settings
 
@@ -44,6 +43,7 @@ def finetune(
     resume: str = "auto",
     overwrite: bool = False,
     save_model: bool = True,
+    push_to: str | None = None,
     progress: bool = True,
     describe: dict[str, Any] | None = None,
     diagnostics: dict[str, Any] | None = None,
@@ -55,6 +55,7 @@ def finetune(
         settings: length, optimizer and machine; see `resformer.train.settings.Settings`.
         max_length: tokens; longer inputs are cut.
         resume, overwrite: see `resformer.train.run.run`.
+        push_to: a repository of the hub to which the model goes, OWNER/NAME; None: nothing leaves this machine.
         describe: further entries of `result["config"]`, such as the scheme and the depth.
         diagnostics: measured by the caller, kept as `result["diagnostics"]`.
 
@@ -72,6 +73,7 @@ def finetune(
     """
     settings = settings or Settings()
     check_positive(max_length=max_length)
+    checks.check_trackers(settings.track)
     evaluated = checks.check_splits(data, task)
     checks.check_model(model, tokenizer, task)
     torch.set_float32_matmul_precision(settings.matmul_precision)
@@ -115,14 +117,7 @@ def finetune(
             train_loss=result["train_loss"],
             truncated=splits["train"].truncated / len(splits["train"]),
         )
-    result = finite(result)
-    if accelerator.is_main_process and outcome.status != "stopped":
-        if save_model and outcome.status == "ok":
-            model.save_pretrained(output / "model")
-            tokenizer.save_pretrained(output / "model")
-        write_json_atomically(output / "result.json", result)
-    accelerator.wait_for_everyone()
-    return result
+    return finish(result, output, model, tokenizer, accelerator=accelerator, save_model=save_model, push_to=push_to)
 
 
 def _batches(train: Encoded, settings: Settings, begin: int, rank: int, processes: int) -> Any:

@@ -23,7 +23,7 @@ from resformer.data.masking import EVALUATION, mask_batch
 from resformer.data.packing import Packed, order
 from resformer.data.shards import fingerprint, tokenize_corpus
 from resformer.errors import unknown
-from resformer.files import finite, write_json_atomically
+from resformer.sizes import longest_input
 from resformer.train import checks
 from resformer.train.batches import divide
 from resformer.train.cost import reset_peak_memory
@@ -31,7 +31,7 @@ from resformer.train.loop import Part, make_accelerator
 from resformer.train.masked_head import find_head, pick, picking
 from resformer.train.numbers import check_positive
 from resformer.train.progress import progress_bar
-from resformer.train.result import describe_run, merged
+from resformer.train.result import describe_run, finish, merged
 from resformer.train.run import Evaluation, Job, run
 from resformer.train.settings import Settings
 
@@ -121,6 +121,7 @@ def pretrain(
     resume: str = "auto",
     overwrite: bool = False,
     save_model: bool = True,
+    push_to: str | None = None,
     progress: bool = True,
     describe: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -133,6 +134,7 @@ def pretrain(
         held_out: samples of other text; or how many of the last ones of `packed` are held out.
         tokens: the length of the run, in place of epochs and steps; tokens of the samples, masked or not.
         resume, overwrite: see `resformer.train.run.run`.
+        push_to: a repository of the hub to which the model goes, OWNER/NAME; None: nothing leaves this machine.
         describe: further entries of `result["config"]`.
 
     Which tokens are masked follows from the seed, the epoch and the sample alone: equal for all schemes, on any number
@@ -146,6 +148,7 @@ def pretrain(
     settings = settings or Settings()
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
+    checks.check_trackers(settings.track)
     _check_model(model, tokenizer, packed, objective)
     train, held = _split(packed, held_out, settings.batch_size)
     if tokens is not None:
@@ -196,14 +199,8 @@ def pretrain(
             overwrite=overwrite,
             progress=progress,
         )
-    result = finite(describe_run(outcome, job, config, model, accelerator))
-    if accelerator.is_main_process and outcome.status != "stopped":
-        if save_model and outcome.status == "ok":
-            model.save_pretrained(output / "model")
-            tokenizer.save_pretrained(output / "model")
-        write_json_atomically(output / "result.json", result)
-    accelerator.wait_for_everyone()
-    return result
+    result = describe_run(outcome, job, config, model, accelerator)
+    return finish(result, output, model, tokenizer, accelerator=accelerator, save_model=save_model, push_to=push_to)
 
 
 Samples = tuple[Packed, range]
@@ -242,7 +239,7 @@ def _check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pac
             f"the tokenizer has {len(tokenizer)} tokens, {name} has {model.config.vocab_size}; use the tokenizer that "
             "belongs to the model"
         )
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = longest_input(model)
     if positions is not None and packed.length > positions:
         raise ValueError(f"samples have {packed.length} tokens, and the model takes {positions}; give shorter ones")
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import shlex
+import sys
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel
+from huggingface_hub import HfApi
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from resformer.files import finite, write_json_atomically, write_text_atomically
+from resformer.layer import settings_of
 from resformer.optim import scheme_parameters
 from resformer.provenance import provenance
+from resformer.train.card import model_card
 from resformer.train.cost import peak_memory_mb
 from resformer.train.loop import WINDOW, Step
 from resformer.train.run import Job, Outcome
@@ -51,6 +58,41 @@ def describe_run(
         },
         "provenance": provenance() | {"device": _device(accelerator), "processes": accelerator.num_processes},
     }
+
+
+def finish(
+    result: dict[str, Any],
+    output: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    accelerator: Accelerator,
+    save_model: bool,
+    push_to: str | None = None,
+) -> dict[str, Any]:
+    """Write model/ with its card, if asked and the run ended well, and then result.json, by which a run is finished;
+    nothing of a run that was stopped. Returns the result as it was written."""
+    result = finite(result)
+    if accelerator.is_main_process and result["status"] != "stopped":
+        if save_model and result["status"] == "ok":
+            model.save_pretrained(output / "model")
+            tokenizer.save_pretrained(output / "model")
+            settings, shape = settings_of(model), model.config
+            card = model_card(
+                result,
+                base=result["config"].get("model"),
+                host=f"{type(model).__name__}, {shape.num_hidden_layers} layers, width {shape.hidden_size}",
+                scheme=settings["scheme"] if settings else None,
+                command=shlex.join(["resformer", *sys.argv[1:]]) if Path(sys.argv[0]).name == "resformer" else None,
+                name=output.name,
+            )
+            write_text_atomically(output / "model" / "README.md", card)
+        write_json_atomically(output / "result.json", result)
+        if push_to is not None and (output / "model").is_dir():
+            HfApi().create_repo(push_to, exist_ok=True)
+            HfApi().upload_folder(repo_id=push_to, folder_path=output / "model")
+    accelerator.wait_for_everyone()
+    return result
 
 
 def merged(describe: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
