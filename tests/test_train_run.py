@@ -319,7 +319,7 @@ def test_trackers_are_told(tmp_path):
     assert {step: values["loss"] for step, values in told[1:] if "loss" in values}[20] == log(tmp_path / "run")[-1][
         "loss"
     ]
-    with pytest.raises(ValueError, match="unknown tracker 'tensorbord'. Did you mean 'tensorboard'"):
+    with pytest.raises(ValueError, match=r"unknown tracker 'tensorbord'\. Did you mean 'tensorboard'"):
         train(tmp_path / "other", track=("tensorbord",))
     monkeyed = [name for name in ("wandb", "mlflow") if importlib.util.find_spec(name) is None]
     for name in monkeyed:
