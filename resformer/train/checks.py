@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from resformer.data.tasks import Task
 from resformer.errors import unknown
 from resformer.sizes import longest_input
 from resformer.train.batches import Encoded
+from resformer.train.settings import Settings
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
@@ -108,10 +110,11 @@ def check_output(output: Path, config: dict[str, Any], *, overwrite: bool = Fals
             "to delete that run and start again"
         )
     here = json.loads(json.dumps(config))
+    there = asdict(Settings()) | stored  # which may have been written before some of the settings existed
     other = [
-        f"  {key}: {stored.get(key)!r} there, {here.get(key)!r} here"
+        f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in {**stored, **here}
-        if stored.get(key) != here.get(key)
+        if there.get(key) != here.get(key)
     ]
     if other:
         raise ValueError(
