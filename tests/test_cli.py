@@ -179,6 +179,7 @@ def test_finetune_on_files_of_ones_own(resformer, checkpoint, tmp_path):
 
 COMPARE = ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--output", "x")
 FINETUNE = ("finetune", "--model", "MODEL", "--task", "agreement", "--output", "x")
+TUNE = ("finetune", "--model", "MODEL", "--task", "agreement", "--output", "x")
 WRONG = [
     (("schemes", "rezro"), "Did you mean 'rezero'"),
     (("data", "sentimnt", "--output", "x"), "Did you mean 'sentiment'"),
@@ -212,6 +213,28 @@ WRONG = [
     ),
     (("finetune", "--model", ".", "--task", "agreement", "--output", "x"), "config.json"),
     (("report", "nowhere"), "nowhere"),
+    (("finetune", "--task", "agreement", "--output", "x"), "give --model, a checkpoint, or --depth and --width"),
+    ((*TUNE, "--depth", "2"), "are both given; a run has one model"),
+    ((*TUNE, "--width", "8"), "are of a new model"),
+    ((*TUNE, "--steps", "0"), "steps is 0"),
+    ((*TUNE, "--seconds", "-1"), "seconds is -1.0"),
+    ((*TUNE, "--steps", "3", "--seconds", "5"), "a run has one length"),
+    ((*TUNE, "--micro-batch-size", "0"), "micro_batch_size is 0"),
+    ((*TUNE, "--warmup", "1.5"), "warmup is 1.5"),
+    ((*TUNE, "--schedule", "cosin"), "'cosine'"),
+    ((*TUNE, "--precision", "fp16"), "CUDA"),
+    ((*TUNE, "--matmul-precision", "low"), "matmul_precision"),
+    ((*TUNE, "--patience", "2"), "evaluate_every"),
+    ((*TUNE, "--resume", "x/step-000000004"), "no such folder"),
+    ((*TUNE, "--track", "wandbb"), "'wandb'"),
+    ((*TUNE, "--tokenizer", "nowhere"), "'nowhere' holds no tokenizer"),
+    ((*TUNE, "--scheme", "rezero", "--scheme-options", "{"), "JSON"),
+    (("finetune", "--depth", "2", "--width", "9", "--heads", "2", "--task", "agreement", "--output", "x"), "heads"),
+    (("finetune", "--depth", "2", "--width", "8", "--family", "brt", "--task", "agreement", "--output", "x"), "'bert'"),
+    (("pretrain", "--corpus", "nothing*.txt", "--model", "MODEL", "--output", "x"), "nothing*.txt"),
+    (("pretrain", "--corpus", ".", "--depth", "2", "--width", "8", "--output", "x"), "needs a tokenizer"),
+    (("pretrain", "--corpus", ".", "--model", "MODEL", "--objective", "nsp", "--output", "x"), "'nsp'"),
+    (("pretrain", "--corpus", ".", "--model", "MODEL", "--output", "x"), "no"),
     (("finetune", "--model", "MODEL", "--output", "x"), "give --task, or both --train-file and --validation-file"),
     (("finetune", "--model", "MODEL", "--train-file", "a.csv", "--output", "x"), "given: --train-file"),
     (("finetune", "--model", "MODEL", "--task", "agreement", "--text", "a", "--output", "x"), "your own files"),
@@ -254,6 +277,39 @@ def test_a_folder_without_tokenizer_or_whole_weights_is_refused(resformer, check
     code, text = resformer(*arguments)
     assert code == 2
     assert "weights" in text
+
+
+def test_a_run_that_is_asked_to_stop_exits_with_75_and_goes_on(resformer, checkpoint, tmp_path, monkeypatch):
+    from test_train_run import stopped_by
+
+    steps = ("--steps", 6, "--batch-size", 4, "--train-size", 50)
+    arguments = ("finetune", "--model", checkpoint, "--task", "agreement", *steps, "--output", tmp_path / "a")
+    with stopped_by(monkeypatch, 3):
+        code, text = resformer(*arguments)
+    assert code == 75
+    assert "the same command goes on" in text
+    code, text = resformer(*arguments)
+    assert code == 0
+    assert [json.loads(line)["step"] for line in (tmp_path / "a" / "train.jsonl").read_text().splitlines()] == [
+        *range(1, 7)
+    ]
+    code, text = resformer(*arguments)
+    assert code == 2
+    assert "this run is finished" in text
+
+
+def test_a_new_model_of_the_words_of_a_task(resformer, tmp_path):
+    sizes = ("--depth", 2, "--width", 8, "--heads", 2, "--scheme", "rezero", "--steps", 3, "--train-size", 50)
+    arguments = ("finetune", *sizes, "--task", "agreement", "--output", tmp_path / "a")
+    code, text = resformer(*arguments, "--dry-run")
+    assert code == 0
+    assert "activations" in text
+    assert not (tmp_path / "a").exists()
+    code, text = resformer(*arguments)
+    assert code == 0, text
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (config["depth"], config["width"], config["scheme"], config["train_size"]) == (2, 8, "rezero", 50)
+    assert "model" not in config
 
 
 def test_divergence_is_no_success(resformer, checkpoint, tmp_path):

@@ -46,7 +46,10 @@ class Start:
     def patching(self) -> tuple[str | None, dict[str, Any]]:
         """The scheme and its options."""
         scheme = with_options(self.scheme, self.scheme_options)
-        return parse_scheme(scheme) if scheme else (None, {})
+        name, options = parse_scheme(scheme) if scheme else (None, {})
+        for wrong in options.keys() & {"init", "placement"}:
+            raise ValueError(f"{wrong!r} is among the options of scheme {name!r}; give it as --{wrong}")
+        return name, options
 
     def described(self) -> dict[str, Any]:
         """What of it the outcome of a run depends on."""
