@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_own_models import IDS, POINTS, Block, Net, net, own_family, registered, sites  # noqa: F401
+from test_own_models import IDS, POINTS, Block, Net, PostBlock, net, own_family, registered, sites  # noqa: F401
 from test_patching import assert_same, snapshot
 from torch import distributed, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, JambaConfig
@@ -16,6 +16,8 @@ import resformer
 from resformer import families
 from resformer.hosts import Family, Projection, Site, Stack, register_family
 from resformer.hosts import family as registry
+from resformer.layer import Residual
+from resformer.testing import check_family
 from resformer.testing.hosts import batch, perturb, randomize, tiny_host
 
 CLASSIFY = AutoModelForSequenceClassification
@@ -88,6 +90,21 @@ WRONG = {
     "ends without a norm": (with_site(ends="attn.out", norms={}), "must be children of its first call"),
     "returns": (with_stack(returns=(("atn", 1),)), "unknown site 'atn' of `returns`.*Did you mean 'attn'"),
     "returns the states": (with_stack(returns=(("attn", 0),)), "after the states, from 1 on; got 0"),
+    "a name that is no text": (replace(own_family(), name=3), "needs a name, a string, got 3"),
+    "no name": (replace(own_family(), name=""), "needs a name"),
+    "a list of values": (replace(own_family(), only=["x"]), r"`only` of family 'mine' must be \{name: value"),
+    "a probe that is called": (replace(own_family(), probe=IDS), "`probe` of family 'mine' must be a function or None"),
+    "a path that is a number": (with_stack(layers=3), "`layers` of stack 'encoder' of family 'mine' must be a string"),
+    "no path": (with_stack(final_norm=None), "`final_norm` of .* must be a string, got None"),
+    "an order that is a list": (with_stack(order=[0, 1]), "`order` of .* must be a function or None"),
+    "returns alone": (with_stack(returns=("attn", 1)), r"`returns` of .* a tuple, \(\(path, number\), ...\), got"),
+    "between": (with_stack(between={"conv": "0"}), r"`between` of .* must be \{name: number, ...\}"),
+    "a flag that is a word": (with_site(extra="yes"), "`extra` of site 'attn' .* must be True or False, got 'yes'"),
+    "after": (with_site(after="clamp"), "`after` of site 'attn' .* must be a function or None"),
+    "parts that are text": (
+        with_site(points={"q": Projection("attn.qkv", 0, "3")}),
+        "`parts` of a projection in `points` of site 'attn' .* must be a whole number, got '3'",
+    ),
     "both kinds": (
         Family("mine", (own_family().stacks[0], Stack(layer=Net, layers="x", name="decoder", sites=sites("post")))),
         "norms after the add in one stack only",
@@ -101,6 +118,23 @@ def test_a_spec_that_no_model_can_fit_is_not_registered(what):
     with pytest.raises(ValueError, match=message):
         register_family(family)
     assert "mine" not in families()
+
+
+@pytest.mark.parametrize("name", sorted({*vars(Residual({}, {}, {})), "norm", "embed_norm", "training", "_x", ""}))
+def test_a_site_is_not_called_what_its_layer_has_already(name):
+    with pytest.raises(ValueError, match="a name that is not taken"):
+        register_family(with_site(name=name))
+
+
+def test_a_taken_name_leads_to_another_before_it_leads_to_a_replacement():
+    register_family(own_family())
+    with pytest.raises(ValueError, match=r"registered already.*give yours another name, or, to correct that one"):
+        register_family(own_family(PostBlock))
+
+
+def test_names_are_found_in_any_case():
+    with pytest.raises(ValueError, match="unknown family 'BERT'. Did you mean 'bert'"):
+        check_family("BERT")
 
 
 def test_only_families_are_registered():
