@@ -22,6 +22,7 @@ from resformer.layer import (
     after_projection,
     before_projection,
     find,
+    given_to,
     refuse_attentions,
     settings_of,
     show_states,
@@ -155,7 +156,7 @@ def _watching(host: Host) -> Iterator[None]:
         before: list[Any] = [None]
 
         def entering(module: Any, args: Any, kwargs: Any, before: list[Any] = before) -> None:
-            given = args[0] if args else next(iter(kwargs.values()))
+            given = args[0] if args else kwargs.get(given_to(host_class(module))[0])
             if isinstance(before[0], tuple) and given is not before[0]:
                 raise _StreamLostError("a layer is not given what the layer before it returned")
 

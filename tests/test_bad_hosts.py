@@ -133,7 +133,7 @@ def test_a_taken_name_leads_to_another_before_it_leads_to_a_replacement():
 
 
 def test_names_are_found_in_any_case():
-    with pytest.raises(ValueError, match="unknown family 'BERT'. Did you mean 'bert'"):
+    with pytest.raises(ValueError, match=r"unknown family 'BERT'\. Did you mean 'bert'"):
         check_family("BERT")
 
 

@@ -23,9 +23,8 @@ def check_types(spec: Any, who: str, skip: tuple[str, ...] = ()) -> None:
             if is_dataclass(member):
                 name = getattr(member, "name", None)  # a projection has none, and is found by its field
                 kind = type(member).__name__.lower()
-                check_types(
-                    member, f"{kind} {name!r} of {who}" if name else f"a {kind} in `{field.name}` of {who}", skip
-                )
+                where = f"{kind} {name!r} of {who}" if name else f"a {kind} in `{field.name}` of {who}"
+                check_types(member, where, skip)
 
 
 def _fits(value: Any, hint: Any) -> bool:
