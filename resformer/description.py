@@ -19,6 +19,7 @@ from resformer.hosts.family import class_name
 from resformer.layer import Residual, find
 from resformer.patching import is_patched
 from resformer.plan import width_at
+from resformer.shapes import check_shapes
 from resformer.support import refusals
 from resformer.swap import swapped
 
@@ -97,6 +98,7 @@ def describe(model: nn.Module) -> Description:
 
 def _unpatched(host: Host) -> list[tuple[str, str]]:
     """What there is to patch, and with which schemes."""
+    check_shapes(host)
     rows = [("scheme", "none: the host's own residual connections")]
     if host.family.note:
         rows.append(("note", host.family.note))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from resformer import adapters, saving, trainer  # noqa: F401  (they teach PEFT and transformers about patched models)
 from resformer.attention import attending, route, unroute
 from resformer.edits import divide, edits_of, groups_of, multiply
-from resformer.host import Host, HostStack, check_identity, difference, find_host, first_probe, probe, sharded, unlike
+from resformer.host import Host, HostStack, find_host, sharded
 from resformer.hosts.family import Projection, Site
 from resformer.layer import (
     Calls,
@@ -28,7 +28,9 @@ from resformer.layer import (
     show_states,
 )
 from resformer.plan import Chosen, Layers, Plan, StackPlan, attends, choose_layers, make_plan
+from resformer.probing import difference, first_probe, probe, unlike
 from resformer.swap import host_class, swap, swap_back, swapped
+from resformer.verify import check_identity, misfit, run_natively
 
 Model = TypeVar("Model", bound=nn.Module)
 VERSION = 1  # of config.resformer
@@ -86,21 +88,8 @@ def patch(
         "options": options,
     }
     expected = first_probe(host)
-    with unlike(model):
-        told = probe(host)
+    check_described(host, plan, chosen, scheme)
     try:
-        trial = make_plan(host, "identity", "preserve", None, chosen, {})
-        attach(host, trial)
-        with counted(trial) as visits, _called(plan) as points, unlike(model):
-            check_identity(host, told)
-        _check_visits(host, visits)
-        if idle := [where for where, times in points.items() if not times]:
-            raise ValueError(
-                f"scheme {scheme!r} acts inside the sublayers of family {host.family.name!r}, and a forward pass does "
-                f"not call {idle[0]} as a module (in all {len(idle)}); leave it out of `points`, or take a scheme that "
-                "acts around the sublayers"
-            )
-        detach(host)
         attach(host, plan)
         change = difference(probe_patched(host, scheme), expected)
         if init == "preserve" and change > FAR.get(expected.dtype, 0.2):
@@ -115,6 +104,27 @@ def patch(
     plan.residuals[0].difference = change
     mark(model, settings)
     return model
+
+
+def check_described(host: Host, plan: Plan, chosen: Chosen, scheme: str = "identity") -> None:
+    """A `ValueError` unless the family says what this model does: with the identity scheme it computes the same bits,
+    comes once by each site, and calls the projections that the plan's schemes act inside of. The model stays as it
+    is."""
+    with unlike(host.model):
+        native = run_natively(host)
+    try:
+        trial = make_plan(host, "identity", "preserve", None, chosen, {})
+        attach(host, trial)
+        with counted(trial) as visits, _called(plan) as points, unlike(host.model):
+            check_identity(host, native, visited=functools.partial(_check_visits, host, visits))
+        if idle := [where for where, times in points.items() if not times]:
+            raise ValueError(
+                f"scheme {scheme!r} acts inside the sublayers of family {host.family.name!r}, and a forward pass does "
+                f"not call {idle[0]} as a module (in all {len(idle)}); leave it out of `points`, or take a scheme that "
+                "acts around the sublayers"
+            )
+    finally:
+        detach(host)
 
 
 def probe_patched(host: Host, scheme: str) -> Tensor:
@@ -288,10 +298,10 @@ def _check_visits(host: Host, visits: dict[str, int]) -> None:
     wrong = {key: times for key, times in visits.items() if times != 1 and not (key.endswith("cross") and times == 0)}
     if wrong:
         key, times = next(iter(wrong.items()))
+        who, mend = misfit(host)
         raise ValueError(
-            f"family {host.family.name!r} does not describe this {type(host.base).__name__}: a forward pass comes "
-            f"{times} times by {key}, and once is expected (in all {len(wrong)} of {len(visits)} sites differ). Its "
-            "layers may have changed with the version of transformers; please report it, or register a family that fits"
+            f"{who}: a forward pass comes {times} times by {key}, and once is expected (in all {len(wrong)} of "
+            f"{len(visits)} sites differ). {mend}"
         )
 
 

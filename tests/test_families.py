@@ -216,7 +216,7 @@ FAULTS = {
     "up taken for down": (
         replace(OWN, sites=(MIX, replace(FEED, points={"down": Projection("up")}))),
         own_host,
-        "points",
+        "identity-own",
     ),
 }
 
