@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from resformer import adapters, saving, trainer  # noqa: F401  (they teach PEFT and transformers about patched models)
 from resformer.attention import attending, route, unroute
 from resformer.edits import divide, edits_of, groups_of, multiply
 from resformer.host import Host, HostStack, find_host, sharded
-from resformer.hosts.family import Projection, Site
+from resformer.hosts.family import Family, Projection, Site
+from resformer.hosts.tiny import tiny_config
 from resformer.layer import (
     Calls,
     Residual,
@@ -125,6 +126,31 @@ def check_described(host: Host, plan: Plan, chosen: Chosen, scheme: str = "ident
             )
     finally:
         detach(host)
+
+
+def check_still_described(host: Host) -> None:
+    """A `ValueError` where the family of a model that was loaded patched, and so not compared with itself unpatched,
+    does not describe this transformers. Seen on a tiny model, once for each state of the code."""
+    forwards = tuple(host_class(layer).forward for layer in dict.fromkeys(host.layers))
+    if host.family.config:
+        _describes(host.family, tuple(dict.fromkeys(forwards)))
+
+
+@functools.cache
+def _describes(family: Family, forwards: tuple[Any, ...]) -> None:
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            tiny: Any = AutoModel.from_config(tiny_config(family.name))
+        host = find_host(tiny.float())
+    except Exception:  # of any kind: that this version makes no tiny model of it says nothing
+        return
+    chosen = choose_layers(host, None)
+    try:
+        check_described(host, make_plan(host, "identity", "preserve", None, chosen, {}), chosen)
+    except ValueError as error:
+        raise ValueError(
+            f"this checkpoint is not loaded, for it might compute something else: seen on a tiny model, {error}"
+        ) from error
 
 
 def probe_patched(host: Host, scheme: str) -> Tensor:

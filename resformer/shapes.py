@@ -21,9 +21,13 @@ def check_shapes(host: Host) -> None:
         who = f"family {host.family.name!r} does not fit {type(stack.root).__name__}"
         layer = next(layer for layer in stack.layers if stack.fits(layer))
         width = width_of(stack, layer)
+        sizes = {
+            site.name: _sizes_of_points(f"{who}: in site {site.name!r}", layer, site, width)
+            for site in stack.sites(layer)
+        }
         _check_slices(who, layer, stack.sites(layer))
         for site in stack.sites(layer):
-            _check_points(f"{who}: in site {site.name!r}", layer, site, width)
+            _check_meeting(f"{who}: in site {site.name!r}", site, sizes[site.name])
         _check_embeddings(who, stack, width)
         for name in ("embed_norm", "final_norm"):
             path = getattr(stack.spec, name)
@@ -41,7 +45,8 @@ def sizes_of(module: nn.Module) -> tuple[int, int] | None:
     return inputs, outputs
 
 
-def _check_points(who: str, layer: nn.Module, site: Site, width: int) -> None:
+def _sizes_of_points(who: str, layer: nn.Module, site: Site, width: int) -> dict[str, tuple[int, int]]:
+    """How much each point takes and gives; a `ValueError` where that is not what a point of its name does."""
     sizes: dict[str, tuple[int, int]] = {}
     for point, named in site.points.items():
         for projection in named.every:
@@ -65,6 +70,10 @@ def _check_points(who: str, layer: nn.Module, site: Site, width: int) -> None:
                     "'k', 'v', 'up' and 'gate' are the maps at the beginning of a sublayer"
                 )
             sizes[point] = takes, gives // projection.parts
+    return sizes
+
+
+def _check_meeting(who: str, site: Site, sizes: dict[str, tuple[int, int]]) -> None:
     for first, last in (("v", "o"), ("up", "down")):
         if first in sizes and last in sizes and sizes[last][0] % sizes[first][1]:  # heads may share their values
             raise ValueError(

@@ -11,6 +11,7 @@ from transformers import AutoModel
 from resformer.errors import unknown
 from resformer.host import Host, find_host
 from resformer.hosts import Family, families
+from resformer.hosts.tiny import tiny_config
 from resformer.plan import check_all_layers_run, choose_layers, make_plan
 from resformer.schemes import Scheme, schemes
 
@@ -76,8 +77,6 @@ def _family(name: str) -> Family:
 
 @cache
 def _tiny(family: Family) -> Host:
-    from resformer.testing.hosts import tiny_config
-
     if not family.config:
         raise ValueError(
             f"family {family.name!r} names no `config`, from which a model could be made to try schemes on"
