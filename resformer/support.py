@@ -39,6 +39,14 @@ def refusals(host: Host, init: str = "preserve") -> dict[str, str | None]:
     return {name: refusal(host.family.name, name, init) or _broken(host, cls) for name, cls in schemes().items()}
 
 
+def by_reason(refused: dict[str, str]) -> dict[str, list[str]]:
+    """The names of schemes under what they are refused for, which is the same for several but for their names."""
+    found: dict[str, list[str]] = {}
+    for name, reason in refused.items():
+        found.setdefault(reason.removeprefix(f"scheme {name!r} "), []).append(name)
+    return found
+
+
 def can_be_made(family: str) -> bool:
     """Whether a tiny model of a family can be made, to try schemes on."""
     try:

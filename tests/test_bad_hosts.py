@@ -800,3 +800,12 @@ def test_values_of_the_first_layer_need_every_layer_too():
 def test_a_part_of_a_model_leads_to_the_whole():
     with pytest.raises(ValueError, match=r"of family 't5', which looks for them at 'encoder\.block': patch the model"):
         resformer.patch(tiny_host("t5").encoder, "highway")
+
+
+def test_an_unpatched_model_is_described_with_why_schemes_are_refused():
+    text = " ".join(str(resformer.describe(tiny_host("albert"))).split())
+    assert "normformer: acts inside the sublayers (o, down), which all layers of this AlbertModel share" in text
+    model = resformer.patch(tiny_host("t5"), "highway", layers={"decoder": range(2)})
+    text = " ".join(str(resformer.describe(model)).split())
+    assert "encoder layers 3, not patched: as the host has them" in text
+    assert "decoder layers 0 to 1 of 2" in text
