@@ -97,7 +97,7 @@ def find_host(model: nn.Module) -> Host:
     guess = f"The nearest by name: {', '.join(near)}." if near else ""
     raise ValueError(
         f"no family describes this {type(model).__name__}; `resformer hosts` lists {len(families())}. "
-        + " ".join(filter(None, [guess, *reasons, _layers_found(model)]))
+        + " ".join(filter(None, [guess, *(f"{reason}." for reason in reasons), _layers_found(model, bool(reasons))]))
         + " Layers are matched by their exact class, since a subclass may compute something else; to add a family: "
         "resformer.register_family. For plain torch sublayers there is resformer.ResidualStack."
     )
@@ -222,7 +222,8 @@ def _check_none_is_lost(model: nn.Module, base: nn.Module, family: Family, stack
             )
 
 
-def _layers_found(model: nn.Module) -> str:
+def _layers_found(model: nn.Module, known: bool) -> str:
+    """What layers there are, and, unless that is `known` to be as it should, where."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     layers = [layer for one in lists for layer in one if any(True for _ in layer.children())]
     names = {class_name(host_class(layer)) for layer in layers}
@@ -232,7 +233,7 @@ def _layers_found(model: nn.Module) -> str:
     found = f"Its layer classes: {', '.join(sorted(likely)) or 'none found'}."
     for family in families().values():
         for spec in family.stacks:
-            if places := _places_of(model, spec):
+            if not known and (places := _places_of(model, spec)):
                 return (
                     f"{found} {_path_of(spec)!r} was not found in {type(model).__name__}; layers of this class lie at "
                     f"{places}. These are of family {family.name!r}, which looks for them at {_path_of(spec)!r}: patch "

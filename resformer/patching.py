@@ -131,9 +131,9 @@ def check_described(host: Host, plan: Plan, chosen: Chosen, scheme: str = "ident
 def check_still_described(host: Host) -> None:
     """A `ValueError` where the family of a model that was loaded patched, and so not compared with itself unpatched,
     does not describe this transformers. Seen on a tiny model, once for each state of the code."""
-    forwards = tuple(host_class(layer).forward for layer in dict.fromkeys(host.layers))
+    classes: list[Any] = [host_class(layer) for layer in host.layers]
     if host.family.config:
-        _describes(host.family, tuple(dict.fromkeys(forwards)))
+        _describes(host.family, tuple(dict.fromkeys(cls.forward for cls in classes)))
 
 
 @functools.cache

@@ -60,11 +60,10 @@ def run_natively(host: Host) -> Native:
         _warn_of_untried(host, evaluated)
     try:
         trained = _run(host, training=True)
-        if host.family.probe is not None and not _same(trained.output, probe(host, training=True)):
-            trained = None  # it draws from elsewhere
+        repeats = host.family.probe is None or _same(trained.output, probe(host, training=True))
     except Exception:  # of any kind: a model need not train on what it is probed with
-        trained = None
-    return Native(evaluated, trained)
+        return Native(evaluated, None)
+    return Native(evaluated, trained if repeats else None)  # else it draws from elsewhere
 
 
 def check_identity(host: Host, native: Native, visited: Callable[[], None]) -> None:
