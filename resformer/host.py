@@ -93,7 +93,7 @@ def find_host(model: nn.Module) -> Host:
                 f"a {type(model).__name__} is no transformers model, and patching is checked by what it computes"
             )
         return Host(model, base, family, stacks)
-    near = get_close_matches(str(_value(model, "model_type")), families(), n=2, cutoff=0.5)
+    near = get_close_matches(_value(model, "model_type") or "", families(), n=2, cutoff=0.5)
     guess = f"The nearest by name: {', '.join(near)}." if near else ""
     raise ValueError(
         f"no family describes this {type(model).__name__}; `resformer hosts` lists {len(families())}. "

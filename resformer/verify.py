@@ -92,6 +92,7 @@ def _compare(host: Host, native: Run, *, training: bool) -> None:
         found = _run(host, training=training)
     except Exception as error:
         when = ", in training mode" if training else ""
+        when += "".join(_other_lengths(stack, native) for stack in host.stacks)
         raise ValueError(
             f"{who}: called as it says{when}, the sublayers fail ({type(error).__name__}: {error}). {mend}"
         ) from error
@@ -114,6 +115,14 @@ def _compare(host: Host, native: Run, *, training: bool) -> None:
                 "x + (a + m) here; that cannot be described. Patched models have to be equal bit for bit"
             )
         raise ValueError(f"{who}: with the identity scheme it computes something else {how}. {mend}")
+
+
+def _other_lengths(stack: HostStack, native: Run) -> str:
+    first = next(iter(native.calls[stack.spec.name]), None)
+    named = len(stack.spec.returns)
+    if first is None or len(first.rest) == named:
+        return ""
+    return f" (with {named} elements after the states in `returns`, where the {stack.spec.name} returns {first.form})"
 
 
 def _first_difference(stack: HostStack, native: Run, found: Run, who: str) -> str:
