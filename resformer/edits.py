@@ -30,7 +30,8 @@ def check_edits(family: Family, stack: HostStack, sites: list[Site], scheme: Sch
     if stack.shared and edits:
         raise ValueError(
             f"scheme {scheme.name!r} scales weights ({', '.join(edits)}) in each layer, and the layers of this "
-            f"{type(stack.root).__name__} share them; take a scheme with parameters of its own"
+            f"{type(stack.root).__name__} share them; take a scheme with parameters of its own, or see whether it "
+            f"scales nothing with init={'paper' if scheme.init == 'preserve' else 'preserve'!r}"
         )
 
 
