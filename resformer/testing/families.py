@@ -287,9 +287,8 @@ def _labels(head: str, given: dict[str, Any]) -> dict[str, Tensor] | None:
         return {"labels": torch.arange(len(ids)) % 2}
     if head == "AutoModelForTokenClassification":
         return {"labels": ids % 2}
-    return (
-        {"labels": ids} if head in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM") else None
-    )
+    speaks = head in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    return {"labels": given.get("decoder_input_ids", ids)} if speaks else None
 
 
 def loss_in_training(model: Any, scheme: str, given: dict[str, Any]) -> Tensor:
