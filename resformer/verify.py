@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resformer.ends import check_ends, recording
 from resformer.host import Host, HostStack
 from resformer.layer import given_to
 from resformer.probing import difference, probe
@@ -53,9 +54,11 @@ class _Record:
 def run_natively(host: Host) -> Native:
     """Probe a model that is not patched in both modes; a `ValueError` where its layers return what no family can
     describe. Warns of arguments that the family's own probe does not give."""
-    evaluated = _run(host)
+    with recording(host) as ends:
+        evaluated = _run(host)
     for stack in host.stacks:
         _check_form(host, stack, evaluated)
+    check_ends(host, ends)
     if host.family.probe is not None:
         _warn_of_untried(host, evaluated)
     try:

@@ -164,6 +164,10 @@ MISFITS = {
     "path of a call": (with_site(calls=("attn", "drop")), "'drop' was not found in Block: no 'drop'"),
     "path of a point": (with_site(points={"q": Projection("attn.q")}), "'attn.q' was not found in Block"),
     "final norm": (with_stack(final_norm="ln"), "'ln' was not found in Net: no 'ln'"),
+    "no final norm": (
+        with_stack(final_norm=""),
+        "'norm' is a norm of what the last layer .* gives; name it in `final_norm`",
+    ),
     "a site is missing": (with_stack(sites=(ATTN,)), "says nothing of 'norm2' in its layers; add a site"),
     "the sites are in another order": (with_stack(sites=(FFN, ATTN)), "it computes something else"),
     "a norm is in another slot": (with_site(norms={"out": "norm1"}), "it computes something else .relative difference"),
@@ -809,3 +813,21 @@ def test_an_unpatched_model_is_described_with_why_schemes_are_refused():
     text = " ".join(str(resformer.describe(model)).split())
     assert "encoder layers 3, not patched: as the host has them" in text
     assert "decoder layers 0 to 1 of 2" in text
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("megatron_bert", {"final_norm": ""}, "'encoder.ln' is a norm of what the last layer of the encoder gives"),
+        ("llama", {"final_norm": ""}, "'norm' is a norm of what the last layer of the decoder gives"),
+        ("mpnet", {"embed_norm": ""}, "reads what the norm 'embeddings.LayerNorm' gives; name it in `embed_norm`"),
+        ("gpt2", {"embed_norm": "ln_f"}, "does not read what the norm 'ln_f' gives; leave it out of `embed_norm`"),
+    ],
+)
+def test_norms_before_and_behind_the_layers_are_where_the_family_says(monkeypatch, family, changes, message):
+    known = families()[family]
+    stacks = tuple(replace(stack, **changes) for stack in known.stacks)
+    monkeypatch.setitem(registry._FAMILIES, family, replace(known, stacks=stacks))
+    model = tiny_host(family)
+    with refused(model, message):
+        resformer.patch(model, "rezero")

@@ -17,7 +17,7 @@ ORDER = [
     {"attention"},
     {"layer"},
     {"host"},
-    {"grouped", "edits", "probing", "shapes"},
+    {"grouped", "edits", "probing", "shapes", "ends"},
     {"verify"},
     {"saving"},
     {"adapters", "trainer"},
