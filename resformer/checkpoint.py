@@ -15,7 +15,7 @@ from resformer.errors import unknown
 from resformer.grouped import group_feed_forward
 from resformer.host import find_host
 from resformer.hosts import families
-from resformer.patching import VERSION, dtypes_of, freeze, probe_patched, restore
+from resformer.patching import VERSION, check_still_described, dtypes_of, freeze, probe_patched, restore
 from resformer.saving import MODEL_TYPE, VARIANT
 from resformer.schemes import find_scheme
 from resformer.schemes.base import PLACEMENTS
@@ -221,6 +221,7 @@ def _load(cls: type, path: Any, config: Any, settings: dict[str, Any], kwargs: d
     model, info = loader.from_pretrained(path, config=config, output_loading_info=True, **arguments)
     model.__class__ = cls
     host = find_host(model)
+    check_still_described(host)
     freeze(host, True)
     # a new head may bring weights of its own, a layer may not
     inside = [f".{stack.spec.layers.partition('.*.')[0]}." for stack in host.stacks]

@@ -19,8 +19,9 @@ from resformer.hosts.family import class_name
 from resformer.layer import Residual, find
 from resformer.patching import is_patched
 from resformer.plan import width_at
+from resformer.shapes import check_shapes
 from resformer.sizes import Match, layer_parameters
-from resformer.support import refusals
+from resformer.support import by_reason, refusals
 from resformer.swap import swapped
 
 SUBSCRIPT = {"pre": "on the branch's input", "out": "on the branch's output", "post": "after the add"}
@@ -79,8 +80,11 @@ def describe(model: nn.Module) -> Description:
         ("equation", equation(model)),
         ("reference", scheme.card()["reference"]),
     ]
-    for stack, found in patched:
-        rows += _of_stack(stack, found, f"{stack.spec.name} " if len(host.stacks) > 1 else "")
+    for stack in host.stacks:
+        if found := stack.residuals():
+            rows += _of_stack(stack, found, f"{stack.spec.name} " if len(host.stacks) > 1 else "")
+        else:
+            rows.append((f"{stack.spec.name} layers", f"{len(stack.layers)}, not patched: as the host has them"))
     rows.append(("parameters added", f"{added:,} of {total:,} ({added / total:.2%})"))
     config: Any = getattr(model, "config", None)
     if (cardinality := getattr(config, "ffn_cardinality", None)) is not None:
@@ -100,6 +104,7 @@ def describe(model: nn.Module) -> Description:
 
 def _unpatched(host: Host) -> list[tuple[str, str]]:
     """What there is to patch, and with which schemes."""
+    check_shapes(host)
     rows = [("scheme", "none: the host's own residual connections")]
     if host.family.note:
         rows.append(("note", host.family.note))
@@ -108,9 +113,10 @@ def _unpatched(host: Host) -> list[tuple[str, str]]:
     keeping, serving = refusals(host), refusals(host, "paper")
     kept = [name for name, reason in keeping.items() if reason is None]
     only = [name for name, reason in serving.items() if reason is None and name not in kept]
-    refused = [name for name, reason in serving.items() if reason is not None and name not in kept]
-    for what, names in (("kept by", kept), ("changed by", only), ("refused by", refused)):
+    refused = {name: reason for name, reason in serving.items() if reason is not None and name not in kept}
+    for what, names in (("kept by", kept), ("changed by", only), ("refused by", list(refused))):
         rows.append((what, f"{len(names)} of {len(keeping)} schemes: {', '.join(names)}" if names else "no scheme"))
+    rows += [("", f"{', '.join(names)}: {reason}") for reason, names in by_reason(refused).items()]
     return rows
 
 

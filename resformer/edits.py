@@ -23,9 +23,11 @@ def check_edits(family: Family, stack: HostStack, sites: list[Site], scheme: Sch
     ends = all(names_ends(site) for site in sites)
     missing = [r for r in edits if r not in named and r != "sum" and not (r == "branch" and ends)]
     if missing:
+        adds = ["add them to the `points` of its sites"] if missing != ["embed"] else []
+        adds += ["name the tables that open the stack in `Stack.embeddings`"] if "embed" in missing else []
         raise ValueError(
             f"scheme {scheme.name!r} scales the weights of {', '.join(missing)}, which family {family.name!r} does not "
-            "name; add them to the `points` of its sites, or take another scheme"
+            f"name; {', '.join(adds)}, or take another scheme"
         )
     if stack.shared and edits:
         raise ValueError(

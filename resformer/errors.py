@@ -9,7 +9,8 @@ def unknown(
 ) -> ValueError:
     """A `ValueError` that says what was given, the nearest known names, and all of them, or where they are listed."""
     names = sorted(known)
-    near = get_close_matches(str(name), names, n=2, cutoff=0.5)
+    spelt = {one.lower(): one for one in names}
+    near = [spelt[one] for one in get_close_matches(str(name).lower(), spelt, n=2, cutoff=0.5)]
     guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     owner = f" of {of}" if of else ""
     known_ones = f"{len(names)}, see `{listed}`" if listed else ", ".join(names)

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from resformer.edits import edits_of, eps_name, names_ends, offset_of, scale, slices_of
-from resformer.host import Host, HostStack, difference, find_host, probe, width_of
+from resformer.host import Host, HostStack, find_host, width_of
 from resformer.hosts.family import Site
 from resformer.layer import Edit, Residual, find, settings_of
 from resformer.patching import detach, is_patched, unmark
+from resformer.probing import difference, probe
 from resformer.schemes import find_scheme
 from resformer.schemes.base import Branch
 from resformer.swap import swapped

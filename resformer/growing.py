@@ -12,10 +12,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from resformer.edits import edits_of, names_ends, offset_of, scale
 from resformer.grouped import group_feed_forward
-from resformer.host import Host, HostStack, difference, find_host, probe
+from resformer.host import Host, HostStack, find_host
 from resformer.layer import Edit, Residual, find
 from resformer.patching import attach, detach, is_patched, mark
 from resformer.plan import Plan, StackPlan, make_plan
+from resformer.probing import difference, probe
 from resformer.swap import host_class, swapped
 
 

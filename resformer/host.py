@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from resformer.hosts.family import Family, Site, Stack, class_name, families
@@ -85,6 +82,7 @@ def find_host(model: nn.Module) -> Host:
         if wrong:
             reasons.append(f"family {family.name!r} is for {dict(family.only)}, and here it is {wrong}")
             continue
+        _check_none_is_lost(model, base, family, stacks)
         for stack in stacks:
             _check_paths(family, stack)
             if not stack.residuals():  # accelerate gives a patched model a forward of its own for mixed precision
@@ -95,11 +93,11 @@ def find_host(model: nn.Module) -> Host:
                 f"a {type(model).__name__} is no transformers model, and patching is checked by what it computes"
             )
         return Host(model, base, family, stacks)
-    near = get_close_matches(str(_value(model, "model_type")), families(), n=2, cutoff=0.5)
+    near = get_close_matches(_value(model, "model_type") or "", families(), n=2, cutoff=0.5)
     guess = f"The nearest by name: {', '.join(near)}." if near else ""
     raise ValueError(
         f"no family describes this {type(model).__name__}; `resformer hosts` lists {len(families())}. "
-        + " ".join(filter(None, [guess, *reasons, _layers_found(model)]))
+        + " ".join(filter(None, [guess, *(f"{reason}." for reason in reasons), _layers_found(model, bool(reasons))]))
         + " Layers are matched by their exact class, since a subclass may compute something else; to add a family: "
         "resformer.register_family. For plain torch sublayers there is resformer.ResidualStack."
     )
@@ -164,7 +162,7 @@ def _find_stack(model: nn.Module, base: nn.Module, spec: Stack) -> HostStack | N
         return None
     config = getattr(root, "config", getattr(model, "config", None))
     if spec.order:
-        layers = [layers[number] for number in spec.order(config)]
+        layers = _order_of(spec, config, layers)
     if _has(root, spec.final_norm) and find(root, spec.final_norm) is None:  # left out by the configuration (OPT)
         spec = replace(spec, final_norm="")
     if spec.embed_projection and _has(root, spec.embed_projection):  # only where the widths differ (ELECTRA)
@@ -172,15 +170,60 @@ def _find_stack(model: nn.Module, base: nn.Module, spec: Stack) -> HostStack | N
     return HostStack(spec, root, layers, config)
 
 
-def _find_lists(root: nn.Module, path: str) -> list[nn.ModuleList]:
+def _find_lists(root: nn.Module, path: str) -> list[nn.ModuleList | nn.Sequential]:
     head, star, tail = path.partition(".*.")
     found = [find(member, tail) for member in find(root, head)] if star else [find(root, head)]
-    if not all(isinstance(one, nn.ModuleList) for one in found):
+    if not all(isinstance(one, nn.ModuleList | nn.Sequential) for one in found):
         raise AttributeError(path)
     return found
 
 
-def _layers_found(model: nn.Module) -> str:
+def _order_of(spec: Stack, config: Any, layers: list[nn.Module]) -> list[nn.Module]:
+    """The layers as `Stack.order` says that they are called."""
+    assert spec.order is not None
+    numbers = spec.order(config)
+    fits = isinstance(numbers, list | tuple | range) and bool(numbers)
+    if not fits or any(type(n) is not int or not 0 <= n < len(layers) for n in numbers):
+        raise ValueError(
+            f"`order` of the stack {spec.name!r} must give a list of numbers of its layers, 0 to {len(layers) - 1}, "
+            f"one for each call; it gave {numbers!r}"
+        )
+    return [layers[number] for number in numbers]
+
+
+def _path_of(spec: Stack) -> str:
+    return ".".join(part for part in (spec.root, spec.layers) if part)
+
+
+def _places_of(model: nn.Module, spec: Stack, found: tuple[HostStack, ...] = ()) -> str:
+    """Where layers of a stack's class lie outside the stacks that were found, as text, or ""."""
+    known = {id(layer) for stack in found for layer in stack.layers}
+    holders = dict.fromkeys(
+        path.rpartition(".")[0]
+        for path, module in model.named_modules()
+        if path and spec.is_of(host_class(module)) and id(module) not in known
+    )
+    places = [f"{path!r} ({type(model.get_submodule(path)).__name__})" if path else "the top" for path in holders]
+    held = all(isinstance(model.get_submodule(path), nn.ModuleList | nn.Sequential) for path in holders)
+    many = f" and {len(places) - 3} other places" if len(places) > 3 else ""
+    need = "" if held else ", and an nn.ModuleList or nn.Sequential is needed"
+    return ", ".join(places[:3]) + many + need if places else ""
+
+
+def _check_none_is_lost(model: nn.Module, base: nn.Module, family: Family, stacks: tuple[HostStack, ...]) -> None:
+    """A `ValueError` where a stack was not found though its layers are in the model (a T5 encoder alone has none of
+    the other)."""
+    here = {stack.spec.name for stack in stacks}
+    for spec in family.stacks:
+        if spec.name not in here and (places := _places_of(base, spec, stacks) or _places_of(model, spec, stacks)):
+            raise ValueError(
+                f"family {family.name!r} does not fit {type(base).__name__}: its {spec.name} was not found at "
+                f"{_path_of(spec)!r}; layers of its class lie at {places}"
+            )
+
+
+def _layers_found(model: nn.Module, known: bool) -> str:
+    """What layers there are, and, unless that is `known` to be as it should, where."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     layers = [layer for one in lists for layer in one if any(True for _ in layer.children())]
     names = {class_name(host_class(layer)) for layer in layers}
@@ -190,12 +233,13 @@ def _layers_found(model: nn.Module) -> str:
     found = f"Its layer classes: {', '.join(sorted(likely)) or 'none found'}."
     for family in families().values():
         for spec in family.stacks:
-            if any(spec.is_of(host_class(layer)) for layer in layers):
-                path = ".".join(part for part in (spec.root, spec.layers) if part)
+            if not known and (places := _places_of(model, spec)):
                 return (
-                    f"{found} These are of family {family.name!r}, which looks for them at {path!r}: patch the model "
-                    "or the part that has them there (of an encoder-decoder the whole, with layers={'decoder': ...} "
-                    "for one stack)."
+                    f"{found} {_path_of(spec)!r} was not found in {type(model).__name__}; layers of this class lie at "
+                    f"{places}. These are of family {family.name!r}, which looks for them at {_path_of(spec)!r}: patch "
+                    "the model or the part that has them there (of an encoder-decoder the whole, with "
+                    "layers={'decoder': ...} for one stack), or, if the family is yours, correct its `root` and "
+                    "`layers`."
                 )
     return found
 
@@ -216,7 +260,7 @@ def _check_paths(family: Family, stack: HostStack) -> None:
     spec = stack.spec
     layer = next(layer for layer in stack.layers if stack.fits(layer))
     try:
-        for path in filter(None, (spec.final_norm, spec.embed_norm, *spec.embeddings)):
+        for path in filter(None, (spec.final_norm, spec.embed_norm, *spec.embeddings, *spec.between)):
             find(stack.root, path)
         for site in stack.sites(layer):
             for part in site.parts or (site,):
@@ -275,77 +319,6 @@ def _check_forwards(model: nn.Module, base: nn.Module, stack: HostStack) -> None
             )
 
 
-def probe(host: Host) -> Tensor:
-    """What the model computes from a small fixed batch, in evaluation mode, without touching any random state."""
-    with _evaluating(host.model), torch.no_grad():
-        if host.family.probe is None:
-            return _last_states(host).clone()
-        found = host.family.probe(host.model)
-    if not isinstance(found, Tensor):
-        raise ValueError(
-            f"the probe of family {host.family.name!r} must return a tensor that the model computes, got a "
-            f"{type(found).__name__}"
-        )
-    return found.clone()
-
-
-@contextmanager
-def unlike(model: nn.Module) -> Iterator[None]:
-    """Meanwhile no two of the model's vectors are equal. In a fresh model all norms are, and a spec that takes one for
-    another would go unseen."""
-    vectors = [p for p in model.parameters() if p.ndim == 1 and p.is_floating_point()]
-    originals = [p.data for p in vectors]
-    for number, p in enumerate(vectors):
-        phase = torch.arange(p.numel(), device=p.device, dtype=torch.float32) + number
-        p.data = (p.data + 0.1 * phase.cos()).to(p.dtype)
-    try:
-        yield
-    finally:
-        for p, original in zip(vectors, originals, strict=True):
-            p.data = original
-
-
-def first_probe(host: Host) -> Tensor:
-    """`probe` of a model as it is given; a ValueError where it cannot serve to compare with."""
-    try:
-        found = probe(host)
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"this {type(host.model).__name__} could not be run on a small batch of token ids, which patching is "
-            f"checked with ({type(error).__name__}: {error}); give family {host.family.name!r} a `probe` that can"
-            if host.family.probe is None
-            else f"the probe of family {host.family.name!r} failed on this {type(host.model).__name__} as it was given "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    if not found.isfinite().any():
-        raise ValueError(f"this {type(host.model).__name__} computes no finite number, so nothing can be checked")
-    if host.family.probe is not None and not torch.equal(probe(host).nan_to_num(), found.nan_to_num()):
-        raise ValueError(
-            f"the probe of family {host.family.name!r} gives something else each time; it must compute from a fixed "
-            "input, such as torch.arange(16).reshape(2, 8)"
-        )
-    return found
-
-
-def _last_states(host: Host) -> Tensor:
-    model: Any = host.model
-    config = model.config.get_text_config()
-    length = max(1, min(8, getattr(config, "max_position_embeddings", 8) - 2))  # RoBERTa's positions start at 2
-    ids = torch.arange(2 * length, device=model.device).reshape(2, length) % config.vocab_size
-    mask = torch.ones_like(ids)
-    mask[1, length - length // 4 :] = 0
-    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if len(host.stacks) > 1:
-        given["decoder_input_ids"] = ids.flip(0, 1)
-    elif getattr(config, "add_cross_attention", False) and any(site.when for site in host.stacks[0].spec.sites):
-        width = width_of(host.stacks[0], host.stacks[0].layers[0])
-        states = torch.linspace(-1, 1, ids.numel() * width, device=model.device, dtype=model.dtype)
-        given["encoder_hidden_states"] = states.reshape(2, length, width)  # MegatronBERT needs as many as tokens
-    return host.base(**given, return_dict=True)[0]
-
-
 def width_of(stack: HostStack, layer: nn.Module) -> int:
     """D: of the stream that this layer reads and adds to."""
     if (width := getattr(stack.config, "hidden_size", None)) is not None:
@@ -364,52 +337,3 @@ def heads_of(stack: HostStack, layer: nn.Module) -> int | None:
     if found is None and _has(layer, name):
         found = find(layer, name)
     return found if isinstance(found, int) else None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    modules: list[Any] = [m for m in model.modules() if hasattr(m, "chunk_size_feed_forward")]
-    chunked = [(module, module.chunk_size_feed_forward) for module in modules]
-    cached = [config for config in configs_of(model) if getattr(config, "use_cache", False)]
-    model.eval()
-    for module, _ in chunked:  # a chunk size need not divide the probe
-        module.chunk_size_feed_forward = 0
-    for config in cached:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for module, size in chunked:
-            module.chunk_size_feed_forward = size
-        for config in cached:
-            config.use_cache = True
-
-
-def configs_of(model: nn.Module) -> list[Any]:
-    """The configurations of a model and of its parts, each once: the stacks of an encoder-decoder have their own."""
-    found = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    return list(found.values())
-
-
-def check_identity(host: Host, expected: Tensor) -> None:
-    who = f"family {host.family.name!r} does not describe this {type(host.base).__name__}"
-    mend = (
-        "Its layers may have changed with the version of transformers; please report it, or register a family that fits"
-    )
-    try:
-        found = probe(host)
-    except Exception as error:
-        raise ValueError(
-            f"{who}: called as it says, the sublayers fail ({type(error).__name__}: {error}). {mend}"
-        ) from error
-    if found.shape != expected.shape or not torch.equal(found.nan_to_num(), expected.nan_to_num()):
-        how = f"(relative difference {difference(found, expected):.1e})" if found.shape == expected.shape else ""
-        raise ValueError(f"{who}: with the identity scheme it computes something else {how}. {mend}")
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """max |found - expected| / max |expected|."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny))

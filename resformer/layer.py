@@ -38,6 +38,7 @@ class Residual(nn.Module):
             self.add_module(name, module)
         self.scheme_names = tuple(schemes)  # sites in order; with scope "block" the block's scheme stands last
         self.steps_block = "block" in schemes
+        self.streams = next((name for name, scheme in schemes.items() if type(scheme).streams()), "")
         self.settings: dict[str, Any] = {}  # what config.resformer says on disk; one object for all layers
         self.acts = acts  # site -> slot -> path of the norm that acts there, from the layer
         self.opens = self.closes = False
@@ -228,6 +229,16 @@ def _one_after_the_other(first: Any, second: Any, x: Tensor) -> Tensor:
     return second(first(x))
 
 
+def given_to(cls: Any) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """Of a layer's own forward: what it calls the states, its other arguments, and those of their defaults that are
+    something."""
+    parameters = list(inspect.signature(inspect.unwrap(cls.forward)).parameters.values())[1:]  # without self
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    defaults = {p.name: p.default for p in named if p.default is not p.empty and p.default is not None}
+    first, *others = [p.name for p in named] or [""]
+    return first, tuple(others), defaults
+
+
 def run_layer(layer: Any, stack: Stack, named: tuple[str, ...], h: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """(B T D) or (h, *stream) -> the same; the stream opens at the first patched layer and closes at the last.
 
@@ -247,6 +258,12 @@ def run_layer(layer: Any, stack: Stack, named: tuple[str, ...], h: Any, args: tu
         if hasattr(own, "embed_norm"):
             h = own.embed_norm(h)
         s = schemes[0].start(h) if not own.steps_block else schemes[-1].start(h)
+    elif own.streams:
+        raise ValueError(
+            f"scheme {getattr(own, own.streams).name!r} carries a stream from layer to layer, and this "
+            f"{type(layer).__name__} was given plain states: a layer before it was not run (layers that are dropped in "
+            "training, or called by hand), and the scheme needs all of them, from the first that is patched on"
+        )
 
     sites = []
     for site in stack.sites:
@@ -340,11 +357,15 @@ def _layer_body(cls: Any, family: str, stack_name: str) -> dict[str, Any]:
     if family not in families():  # a copy that was pickled, in a fresh process
         raise unknown("family", family, families(), hint="The model was patched with it: register it before loading.")
     stack = next(one for one in families()[family].stacks if one.name == stack_name)
-    signature = inspect.signature(inspect.unwrap(cls.forward))
-    named = tuple(p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD)[2:]
+    states, named, defaults = given_to(cls)
+    passed = {name for site in stack.sites for part in site.parts or (site,) for name in part.passes.values()}
+    left_out = {name: value for name, value in defaults.items() if name in passed}
 
     @functools.wraps(inspect.unwrap(cls.forward))
-    def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hidden_states, args = (args[0], args[1:]) if args else (kwargs.pop(states), args)
+        if left_out:  # the layer's own defaults, as it would hand them on
+            kwargs = {k: v for k, v in left_out.items() if k not in named[: len(args)]} | kwargs
         if not (getattr(self, "gradient_checkpointing", False) and self.training):
             return run_layer(self, stack, named, hidden_states, args, kwargs)
         # Reentrant checkpointing sees only tensors that are arguments themselves; those inside a tuple get silently

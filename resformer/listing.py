@@ -16,7 +16,7 @@ from resformer.description import Description, describe
 from resformer.errors import unknown
 from resformer.hosts import families
 from resformer.schemes import Scheme, schemes
-from resformer.support import can_be_made, refusal
+from resformer.support import by_reason, can_be_made, refusal
 
 HOST_KINDS = {"post": "post-LN", "pre": "pre-LN"}
 
@@ -139,15 +139,15 @@ def family_card(name: str) -> Table:
 def _served(family: str) -> tuple[list[str], list[str], dict[str, list[str]]]:
     """The schemes that keep a family, those that only change it, and by reason those that it refuses."""
     kept, changed = [], []
-    refused: dict[str, list[str]] = {}
+    refused: dict[str, str] = {}
     for name in schemes():
         if refusal(family, name) is None:
             kept.append(name)
         elif (reason := refusal(family, name, "paper")) is None:
             changed.append(name)
         else:
-            refused.setdefault(reason, []).append(name)
-    return kept, changed, refused
+            refused[name] = reason
+    return kept, changed, by_reason(refused)
 
 
 def tasks_table() -> Table:

@@ -9,25 +9,29 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from resformer import adapters, saving, trainer  # noqa: F401  (they teach PEFT and transformers about patched models)
 from resformer.attention import attending, route, unroute
 from resformer.edits import divide, edits_of, groups_of, multiply
-from resformer.host import Host, HostStack, check_identity, difference, find_host, first_probe, probe, sharded, unlike
-from resformer.hosts.family import Projection, Site
+from resformer.host import Host, HostStack, find_host, sharded
+from resformer.hosts.family import Family, Projection, Site
+from resformer.hosts.tiny import tiny_config
 from resformer.layer import (
     Calls,
     Residual,
     after_projection,
     before_projection,
     find,
+    given_to,
     refuse_attentions,
     settings_of,
     show_states,
 )
 from resformer.plan import Chosen, Layers, Plan, StackPlan, attends, choose_layers, make_plan
+from resformer.probing import difference, first_probe, probe, unlike
 from resformer.swap import host_class, swap, swap_back, swapped
+from resformer.verify import check_identity, misfit, run_natively
 
 Model = TypeVar("Model", bound=nn.Module)
 VERSION = 1  # of config.resformer
@@ -85,21 +89,8 @@ def patch(
         "options": options,
     }
     expected = first_probe(host)
-    with unlike(model):
-        told = probe(host)
+    check_described(host, plan, chosen, scheme)
     try:
-        trial = make_plan(host, "identity", "preserve", None, chosen, {})
-        attach(host, trial)
-        with counted(trial) as visits, _called(plan) as points, unlike(model):
-            check_identity(host, told)
-        _check_visits(host, visits)
-        if idle := [where for where, times in points.items() if not times]:
-            raise ValueError(
-                f"scheme {scheme!r} acts inside the sublayers of family {host.family.name!r}, and a forward pass does "
-                f"not call {idle[0]} as a module (in all {len(idle)}); leave it out of `points`, or take a scheme that "
-                "acts around the sublayers"
-            )
-        detach(host)
         attach(host, plan)
         change = difference(probe_patched(host, scheme), expected)
         if init == "preserve" and change > FAR.get(expected.dtype, 0.2):
@@ -114,6 +105,52 @@ def patch(
     plan.residuals[0].difference = change
     mark(model, settings)
     return model
+
+
+def check_described(host: Host, plan: Plan, chosen: Chosen, scheme: str = "identity") -> None:
+    """A `ValueError` unless the family says what this model does: with the identity scheme it computes the same bits,
+    comes once by each site, and calls the projections that the plan's schemes act inside of. The model stays as it
+    is."""
+    with unlike(host.model):
+        native = run_natively(host)
+    try:
+        trial = make_plan(host, "identity", "preserve", None, chosen, {})
+        attach(host, trial)
+        with counted(trial) as visits, _called(plan) as points, unlike(host.model):
+            check_identity(host, native, visited=functools.partial(_check_visits, host, visits))
+        if idle := [where for where, times in points.items() if not times]:
+            raise ValueError(
+                f"scheme {scheme!r} acts inside the sublayers of family {host.family.name!r}, and a forward pass does "
+                f"not call {idle[0]} as a module (in all {len(idle)}); leave it out of `points`, or take a scheme that "
+                "acts around the sublayers"
+            )
+    finally:
+        detach(host)
+
+
+def check_still_described(host: Host) -> None:
+    """A `ValueError` where the family of a model that was loaded patched, and so not compared with itself unpatched,
+    does not describe this transformers. Seen on a tiny model, once for each state of the code."""
+    classes: list[Any] = [host_class(layer) for layer in host.layers]
+    if host.family.config:
+        _describes(host.family, tuple(dict.fromkeys(cls.forward for cls in classes)))
+
+
+@functools.cache
+def _describes(family: Family, forwards: tuple[Any, ...]) -> None:
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            tiny: Any = AutoModel.from_config(tiny_config(family.name))
+        host = find_host(tiny.float())
+    except Exception:  # of any kind: that this version makes no tiny model of it says nothing
+        return
+    chosen = choose_layers(host, None)
+    try:
+        check_described(host, make_plan(host, "identity", "preserve", None, chosen, {}), chosen)
+    except ValueError as error:
+        raise ValueError(
+            f"this checkpoint is not loaded, for it might compute something else: seen on a tiny model, {error}"
+        ) from error
 
 
 def probe_patched(host: Host, scheme: str) -> Tensor:
@@ -155,7 +192,7 @@ def _watching(host: Host) -> Iterator[None]:
         before: list[Any] = [None]
 
         def entering(module: Any, args: Any, kwargs: Any, before: list[Any] = before) -> None:
-            given = args[0] if args else next(iter(kwargs.values()))
+            given = args[0] if args else kwargs.get(given_to(host_class(module))[0])
             if isinstance(before[0], tuple) and given is not before[0]:
                 raise _StreamLostError("a layer is not given what the layer before it returned")
 
@@ -287,10 +324,10 @@ def _check_visits(host: Host, visits: dict[str, int]) -> None:
     wrong = {key: times for key, times in visits.items() if times != 1 and not (key.endswith("cross") and times == 0)}
     if wrong:
         key, times = next(iter(wrong.items()))
+        who, mend = misfit(host)
         raise ValueError(
-            f"family {host.family.name!r} does not describe this {type(host.base).__name__}: a forward pass comes "
-            f"{times} times by {key}, and once is expected (in all {len(wrong)} of {len(visits)} sites differ). Its "
-            "layers may have changed with the version of transformers; please report it, or register a family that fits"
+            f"{who}: a forward pass comes {times} times by {key}, and once is expected (in all {len(wrong)} of "
+            f"{len(visits)} sites differ). {mend}"
         )
 
 

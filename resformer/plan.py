@@ -17,6 +17,7 @@ from resformer.hosts.family import Projection, Site, class_name
 from resformer.layer import Residual, find
 from resformer.schemes import Place, Scheme, find_scheme, schemes
 from resformer.schemes.base import INITS, PLACEMENTS, SLOTS
+from resformer.shapes import check_shapes
 from resformer.swap import host_class
 
 LAYERDROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # what configurations call it
@@ -66,6 +67,7 @@ def choose_layers(host: Host, layers: Layers | dict[str, Layers]) -> Chosen:
 
 def _range(stack: HostStack, layers: Layers) -> list[int]:
     depth = len(stack.layers)
+    wanted = f"layers must be a contiguous range within 0 to {depth - 1}, the layers of the {stack.spec.name}, got"
     if layers is not None and stack.shared:
         raise ValueError(
             f"the layers of this {type(stack.root).__name__} share their weights and can only be patched all at once; "
@@ -78,11 +80,11 @@ def _range(stack: HostStack, layers: Layers) -> list[int]:
         layers = range(depth)[layers]
     numbers = list(layers) if isinstance(layers, range | list | tuple) else []
     if not numbers or any(type(n) is not int or not 0 <= n < depth for n in numbers) or numbers != sorted(set(numbers)):
-        raise ValueError(f"layers must be a contiguous range within 0 to {depth - 1}, got {given!r}")
+        raise ValueError(f"{wanted} {given!r}")
     fitting = stack.fitting
     between = [n for n in range(numbers[0], numbers[-1]) if n not in numbers]
     if any(n in fitting for n in between):
-        raise ValueError(f"layers must be a contiguous range within 0 to {depth - 1}, got {given!r}")
+        raise ValueError(f"{wanted} {given!r}")
     if others := [n for n in numbers if n not in fitting]:
         kinds = {class_name(host_class(stack.layers[n])).rpartition(".")[2] for n in others}
         raise ValueError(
@@ -105,6 +107,8 @@ def make_plan(
     """The schemes, norms and flags of every layer, or a ValueError; the model stays as it is."""
     cls = find_scheme(name, options)
     placement = _settled(cls, init, placement)
+    if check:
+        check_shapes(host)
     made = tuple(
         _plan_stack(host, stack, cls, init, placement, chosen, options, check)
         for stack in host.stacks

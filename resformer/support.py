@@ -11,6 +11,7 @@ from transformers import AutoModel
 from resformer.errors import unknown
 from resformer.host import Host, find_host
 from resformer.hosts import Family, families
+from resformer.hosts.tiny import tiny_config
 from resformer.plan import check_all_layers_run, choose_layers, make_plan
 from resformer.schemes import Scheme, schemes
 
@@ -36,6 +37,14 @@ def refusals(host: Host, init: str = "preserve") -> dict[str, str | None]:
         few = {stack.spec.name: stack.fitting[:2] for stack in host.stacks}
         return {name: _refusal_of(host, name, init, few) for name in schemes()}
     return {name: refusal(host.family.name, name, init) or _broken(host, cls) for name, cls in schemes().items()}
+
+
+def by_reason(refused: dict[str, str]) -> dict[str, list[str]]:
+    """The names of schemes under what they are refused for, which is the same for several but for their names."""
+    found: dict[str, list[str]] = {}
+    for name, reason in refused.items():
+        found.setdefault(reason.removeprefix(f"scheme {name!r} "), []).append(name)
+    return found
 
 
 def can_be_made(family: str) -> bool:
@@ -76,8 +85,6 @@ def _family(name: str) -> Family:
 
 @cache
 def _tiny(family: Family) -> Host:
-    from resformer.testing.hosts import tiny_config
-
     if not family.config:
         raise ValueError(
             f"family {family.name!r} names no `config`, from which a model could be made to try schemes on"

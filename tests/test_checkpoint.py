@@ -1,6 +1,7 @@
 """A patched model is saved and comes back bit for bit through every door, and through none unnoticed."""
 
 import copy
+import functools
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from transformers import (
     BertModel,
     EncoderDecoderModel,
 )
+from transformers.models.bert.modeling_bert import BertLayer
 
 import resformer
 from resformer import families, schemes
@@ -464,3 +466,20 @@ def test_weights_of_a_layer_that_lack_or_do_not_fit_are_told(tmp_path):
     save_file(weights | {mix: weights[mix][:2].contiguous()}, tmp_path / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"of another shape .*attn.mix"):
         resformer.from_pretrained(tmp_path, CLASSIFY, ignore_mismatched_sizes=True)
+
+
+def test_a_host_that_changed_is_noticed_when_loaded(tmp_path, monkeypatch):
+    """As another version of transformers could: the numbers would be those of the old one, or of neither."""
+    resformer.patch(tiny_host("bert"), "highway").save_pretrained(tmp_path)
+    state = torch.get_rng_state()
+    resformer.from_pretrained(tmp_path, AutoModel)
+    assert torch.equal(torch.get_rng_state(), state)
+
+    forward = BertLayer.forward
+    later = functools.wraps(forward)(lambda self, *args, **kwargs: 0.5 * forward(self, *args, **kwargs))
+    monkeypatch.setattr(BertLayer, "forward", later)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"not loaded, .* family 'bert' does not describe .* something else"):
+            resformer.from_pretrained(tmp_path, AutoModel)
+    monkeypatch.undo()
+    resformer.from_pretrained(tmp_path, AutoModel)

@@ -22,7 +22,7 @@ from resformer.swap import host_class
 from resformer.testing import HostCannot, check_family, family_checks
 from resformer.testing.__main__ import main
 from resformer.testing.families import AROUND, SAMPLE
-from resformer.testing.hosts import perturb, tiny_config
+from resformer.testing.hosts import batch_for, perturb, tiny_config, tiny_host
 from resformer.testing.subject import Subject, assert_untouched, refusal, state_of
 
 pytestmark = [  # what PEFT itself does
@@ -216,7 +216,7 @@ FAULTS = {
     "up taken for down": (
         replace(OWN, sites=(MIX, replace(FEED, points={"down": Projection("up")}))),
         own_host,
-        "points",
+        "identity-own",
     ),
 }
 
@@ -340,3 +340,34 @@ def test_the_sample_has_one_of_each_kind():
     assert any(cls.scope == "block" for cls in kinds)
     assert sum(cls.start is not Scheme.start for cls in kinds) >= 2, "history and streams"
     assert sum(cls.norms is not None for cls in kinds) >= 3, "moved norms"
+
+
+@pytest.mark.parametrize("family", families())
+def test_the_embeddings_are_those_that_open_the_stacks(family):
+    """All trained tables of the stream's width that are looked into before the layers, and no other."""
+    host = find_host(tiny_host(family))
+    tables = [m for m in host.model.modules() if isinstance(m, nn.Embedding) and m.weight.requires_grad]
+    inside = {id(part) for layer in host.layers for part in layer.modules()}
+    for stack in host.stacks:
+        named = [m for path in stack.spec.embeddings if (m := find(stack.root, path)) is not None]
+        width = {module.weight.shape[-1] for module in named}
+        opened = looked_into(host, stack, [m for m in tables if m.weight.shape[-1] in width and id(m) not in inside])
+        assert opened <= {id(module) for module in named}, f"{stack.spec.name}: a table is not named"
+        unused = [path for path in stack.spec.embeddings if id(find(stack.root, path)) not in opened]
+        assert set(unused) <= {"embeddings.token_type_embeddings"}, "DeBERTa may have one that it does not use"
+
+
+def looked_into(host, stack, tables) -> set[int]:
+    """The ids of the tables that a forward pass looks into before this stack, and after any other."""
+    used, opened = [], []
+    hooks = [table.register_forward_hook(lambda module, args, y: used.append(id(module))) for table in tables]
+    hooks.append(
+        stack.layers[0].register_forward_pre_hook(lambda module, args: None if opened else opened.extend(used))
+    )
+    others = [one.layers[-1] for one in host.stacks if one is not stack]
+    hooks += [layer.register_forward_hook(lambda module, args, y: used.clear()) for layer in others]
+    with torch.no_grad():
+        host.model(**batch_for(host.family.name))
+    for hook in hooks:
+        hook.remove()
+    return set(opened)

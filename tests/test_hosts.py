@@ -90,6 +90,9 @@ def test_identity_with_cross_attention_and_cache(family):
     given = batch() | {"encoder_hidden_states": states, "use_cache": True}
     expected, found = host(**given), patched(**given)
     assert torch.equal(found.logits, expected.logits)
+    padded = given | {"encoder_attention_mask": (torch.arange(length) < torch.tensor([[length], [2]])).long()}
+    assert torch.equal(patched(**padded).logits, host(**padded).logits)
+    assert not torch.equal(host(**padded).logits[1], expected.logits[1]), "the mask of the states must matter"
     step = {"input_ids": torch.tensor([[4], [5]]), "encoder_hidden_states": states}
     again = [model(**step, past_key_values=o.past_key_values) for model, o in ((host, expected), (patched, found))]
     assert torch.equal(again[0].logits, again[1].logits)

@@ -243,6 +243,9 @@ def test_layerdrop_is_refused_for_streams_in_its_own_stack(stack):
     resformer.unpatch(resformer.patch(model, "rezero"))
     with pytest.raises(ValueError, match=f"config.{stack}_layerdrop = 0.1"):
         resformer.patch(model, "denseformer", layers={stack: range(2)})
+    only = tiny_host("bart")
+    setattr(only.config, f"{other}_layerdrop", 0.1)  # of the other stack: nothing to this one
+    resformer.patch(only, "denseformer", layers={stack: range(2)})
     setattr(model.config, f"{stack}_layerdrop", 0.0)  # which the stack has read already
     with pytest.raises(ValueError, match=rf"Bart{stack.capitalize()} was made with layerdrop = 0.1"):
         resformer.patch(model, "denseformer", layers={stack: range(2)})
@@ -269,11 +272,15 @@ def test_hidden_states_and_attentions_are_shown(family, name):
     assert torch.equal(again[0], found.logits)
 
 
+FFN = ("encoder.block.0.layer.1.DenseReluDense.wo.weight", "decoder.block.0.layer.2.DenseReluDense.wo.weight")
 INFINITE = {  # what overflows in half precision: an output projection, or where a norm comes last its weight
     "t5": ("encoder.block.0.layer.0.SelfAttention.o.weight", "decoder.block.0.layer.1.EncDecAttention.o.weight"),
-    "umt5": ("encoder.block.0.layer.1.DenseReluDense.wo.weight", "decoder.block.0.layer.2.DenseReluDense.wo.weight"),
+    "umt5": FFN,
     "bart": ("encoder.layers.0.final_layer_norm.weight", None),
     "marian": ("encoder.layers.0.final_layer_norm.weight", None),
+    "t5_gated": FFN,
+    "mt5": FFN,
+    "m2m_100": ("encoder.layers.0.fc2.weight", None),
     "mbart": ("encoder.layers.0.fc2.weight", None),
     "pegasus": ("encoder.layers.0.fc2.weight", None),
 }

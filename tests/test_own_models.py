@@ -366,3 +366,80 @@ def test_patching_in_inference_mode_is_refused():
     register_family(own_family())
     with torch.inference_mode(), pytest.raises(ValueError, match="patch outside of it"):
         resformer.patch(net(), "highway")
+
+
+class ByKeyword(Net):
+    def forward(self, ids):
+        x, mask = self.embed(ids), torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        for block in self.blocks:
+            x = block(mask=mask, x=x)
+        return self.head(self.norm(x))
+
+
+@pytest.mark.parametrize("name", ["highway", "hyper_connections"])
+def test_layers_may_be_called_by_keyword(name):
+    register_family(own_family())
+    model = ByKeyword().double().eval()
+    before = model(IDS)
+    resformer.patch(model, name)
+    torch.testing.assert_close(model(IDS), before, rtol=1e-9, atol=1e-9)
+
+
+class Causal(Attention):
+    def forward(self, x, causal=False):
+        return super().forward(x, torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if causal else None)
+
+
+class CausalBlock(Block):
+    def __init__(self, width, heads):
+        super().__init__(width, heads)
+        self.attn = Causal(width, heads)
+
+    def forward(self, x, causal=True):
+        x = x + self.attn(self.norm1(x), causal=causal)
+        return x + self.mlp(self.norm2(x))
+
+
+class CausalNet(Net):
+    def __init__(self):
+        super().__init__(CausalBlock)
+
+    def forward(self, ids, *given):
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x, *given)
+        return self.head(self.norm(x))
+
+
+def test_what_a_layer_takes_by_default_is_handed_on():
+    attention, feed_forward = sites()
+    attention = dataclasses.replace(attention, passes={"causal": "causal"})
+    stack = Stack(layer=CausalBlock, layers="blocks", sites=(attention, feed_forward), final_norm="norm")
+    register_family(Family("causal", (stack,), probe=lambda model: model(IDS)))
+    model = CausalNet().double().eval()
+    before, open_ = model(IDS), model(IDS, False)
+    assert not torch.allclose(before, open_)
+    resformer.patch(model, "identity")
+    assert torch.equal(model(IDS), before)
+    assert torch.equal(model(IDS, False), open_)
+
+
+class Skipping(Net):
+    skip = -1
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for number, block in enumerate(self.blocks):
+            if number != self.skip:
+                x = block(x)
+        return self.head(self.norm(x))
+
+
+@pytest.mark.filterwarnings("ignore:the probe of family")
+@pytest.mark.parametrize("name", ["hyper_connections", "denseformer", "laurel", "x0_mix"])
+def test_a_stream_that_was_not_opened_is_told(name):
+    register_family(own_family())
+    model = resformer.patch(Skipping().eval(), name)
+    model.skip = 0
+    with pytest.raises(ValueError, match=f"'{name}' carries a stream.*a layer before it was not run.*needs all"):
+        model(IDS)

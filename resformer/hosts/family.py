@@ -9,10 +9,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from resformer.errors import unknown
+from resformer.hosts.typed import check_types
 from resformer.swap import forget
 
 Names = Mapping[str, str]
 POINTS = ("q", "k", "v", "o", "up", "down", "gate")
+# what `Residual`, on which the scheme of each site hangs by the site's name, has of its own
+TAKEN = (
+    "acts", "block", "bypassed", "by_call", "closes", "edited", "embed_norm", "difference", "final_norm", "frozen",
+    "norm", "opens", "scheme_names", "schemes", "settings", "steps_block", "streams", "switched_off_cache", "trained",
+    "training",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,11 @@ def register_family(family: Family, *, replace: bool = False) -> Family:
             names = ", ".join(sorted(stack.layer_name for stack in family.stacks))
             raise ValueError(
                 f"family {family.name!r} ({names}) is registered already, as {known.name!r}"
-                + ("; to correct it: register_family(..., replace=True)" if family.name == known.name else "")
+                + (
+                    "; give yours another name, or, to correct that one: register_family(..., replace=True)"
+                    if family.name == known.name
+                    else ""
+                )
             )
     forget("layer", family.name)
     _FAMILIES[family.name] = family
@@ -174,18 +185,9 @@ def families() -> dict[str, Family]:
 def _check_family(family: Family) -> None:
     """A `ValueError` for a spec that no model can fit."""
     who = f"family {family.name!r}"
-    _check_kinds(f"`stacks` of {who}", family.stacks, Stack)
-    for stack in family.stacks:
-        _check_kinds(f"`embeddings` of {who}", stack.embeddings, str)
-        _check_kinds(f"`sites` of {who}", stack.sites, Site)
-        for site in stack.sites:
-            where = f"site {site.name!r} of {who}"
-            _check_kinds(f"`parts` of {where}", site.parts, Site)
-            for part in (site, *site.parts):
-                _check_kinds(f"`calls` of {where}", part.calls, str)
-                _check_kinds(f"`norms` of {where}", part.norms, str, named=True)
-                _check_kinds(f"`passes` of {where}", part.passes, str, named=True)
-                _check_kinds(f"`points` of {where}", part.points, Projection, named=True)
+    if not isinstance(family.name, str) or not family.name:
+        raise ValueError(f"a family needs a name, a string, got {family.name!r}")
+    check_types(family, who, skip=("layer",))
     if not family.stacks or not all(stack.sites for stack in family.stacks):
         raise ValueError(f"{who} needs at least one stack, and each stack a site")
     if len({stack.kind for stack in family.stacks}) > 1:
@@ -219,16 +221,6 @@ def _check_family(family: Family) -> None:
                 )
 
 
-def _check_kinds(what: str, given: Any, kind: type, *, named: bool = False) -> None:
-    """A `ValueError` for what is no tuple of members of a kind or, if named, no mapping of names to them."""
-    fits = isinstance(given, Mapping if named else tuple | list)
-    if fits and all(isinstance(one, kind) for one in (given.values() if named else given)):
-        return
-    member = "path" if kind is str else f"{kind.__name__}(...)"
-    form = f"{{name: {member}, ...}}" if named else f"a tuple, ({member}, ...)"
-    raise ValueError(f"{what} must be {form}, got {given!r}")
-
-
 def _check_unlike(what: str, names: list[str]) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{what} must differ from each other, and {', '.join(map(repr, twice))} is there twice")
@@ -236,7 +228,7 @@ def _check_unlike(what: str, names: list[str]) -> None:
 
 def _check_site(who: str, site: Site) -> None:
     where = f"site {site.name!r} of {who}"
-    if not site.name.isidentifier() or site.name in ("block", "norm") or hasattr(nn.Module, site.name):
+    if not site.name.isidentifier() or site.name in TAKEN or hasattr(nn.Module, site.name) or site.name[0] == "_":
         raise ValueError(f"{where}: a site is called 'attn', 'cross', 'ffn', 'both' or by a name that is not taken")
     slots = ["pre", "out", "post", *(f"pre_{part.name}" for part in site.parts)]
     for slot in site.norms:

@@ -261,6 +261,11 @@ def check_head(subject: Subject, head: str) -> None:
     model = subject.host(auto)
     assert_equal(patch(model, "identity")(**given), expected)
     unpatch(model)
+    if (labels := _labels(head, given)) is not None:
+        losses = [
+            loss_in_training(subject.host(auto, dropout=0.1), scheme, given | labels) for scheme in ("", "identity")
+        ]
+        assert torch.equal(*losses), f"the training loss is {losses[1]:.17g}, the host's {losses[0]:.17g}"
     for name in ("sub_ln", "highway"):
         if not refusal(model, name, "paper"):
             patch(model, name, init="paper")
@@ -273,6 +278,26 @@ def check_head(subject: Subject, head: str) -> None:
     unpatch(model)
     assert_untouched(model, before)
     assert_equal(model(**given), expected)
+
+
+def _labels(head: str, given: dict[str, Any]) -> dict[str, Tensor] | None:
+    """What a head is trained on, for those that are trained in the common ways."""
+    ids = given["input_ids"]
+    if head == "AutoModelForSequenceClassification":
+        return {"labels": torch.arange(len(ids)) % 2}
+    if head == "AutoModelForTokenClassification":
+        return {"labels": ids % 2}
+    speaks = head in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    return {"labels": given.get("decoder_input_ids", ids)} if speaks else None
+
+
+def loss_in_training(model: Any, scheme: str, given: dict[str, Any]) -> Tensor:
+    """With dropout, at a seed."""
+    if scheme:
+        patch(model, scheme)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return model.train()(**given).loss.detach()
 
 
 def check_lora(subject: Subject, name: str) -> None:
