@@ -212,7 +212,7 @@ FAULTS = {
     "a sublayer without weight": (OWN, partial(own_host, 0.0), "sites"),
     "q taken for v": (changed(points=POINTS | {"v": POINTS["q"], "q": POINTS["v"]}), own_host, "points"),
     "q taken for o": (changed(points=POINTS | {"o": POINTS["q"], "q": POINTS["o"]}), own_host, "points"),
-    "k taken for v": (changed(points=POINTS | {"k": POINTS["v"]}), own_host, "points"),
+    "k taken for v": (changed(points=POINTS | {"k": POINTS["v"]}), own_host, "identity-own"),
     "up taken for down": (
         replace(OWN, sites=(MIX, replace(FEED, points={"down": Projection("up")}))),
         own_host,

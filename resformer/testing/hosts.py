@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import resformer
-from resformer.hosts.tiny import TOKENS, VOCAB, tiny_config
+from resformer.hosts.tiny import FFN, HEADS, SIZES, TOKENS, VOCAB, WIDTH, tiny_config  # noqa: F401  (for tests)
 from resformer.plan import attends
 from resformer.schemes import Place, Scheme
 
