@@ -345,3 +345,37 @@ def test_the_card_lies_beside_the_weights(whole):
     assert "BertForSequenceClassification, 2 layers, width 16" in card
     assert "rezero" in card
     assert "resformer.from_pretrained" in card
+
+
+def test_what_it_cost_and_was_measured_on(whole):
+    result = json.loads((whole / "result.json").read_text())
+    data, tokenizer = tiny_data(), tiny_tokenizer()
+    lengths = [len(ids) for ids in tokenizer(data["train"]["sentence"])["input_ids"]]
+    assert result["cost"]["tokens"] == pytest.approx(20 * 8 * sum(lengths) / 64, abs=1)
+    model = resformer.patch(tiny_bert(), "rezero", init="paper")
+    tables = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name and p.ndim == 2)
+    wanted = 6 * (sum(p.numel() for p in model.parameters()) - tables) * 20 * 8 * sum(lengths) / 64
+    assert result["cost"]["flops"] == pytest.approx(wanted)
+    assert result["examples"] == {"validation": 40}
+    assert result["lower_is_better"] == []
+
+
+def test_only_on_request_the_model_goes_to_the_hub(tmp_path, monkeypatch):
+    from resformer.train import result
+
+    sent = []
+
+    class Api:
+        def create_repo(self, name, exist_ok):
+            sent.append(name)
+
+        def upload_folder(self, *, repo_id, folder_path):
+            sent.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+
+    monkeypatch.setattr(result, "HfApi", Api)
+    settings = Settings(**(SETTINGS | {"steps": 2}))
+    model = resformer.patch(tiny_bert(), "rezero")
+    finetune(model, tiny_tokenizer(), TASK, tiny_data(), tmp_path, settings, progress=False, push_to="me/mine")
+    assert sent[0] == "me/mine"
+    assert sent[1][0] == "me/mine"
+    assert {"README.md", "config.json", "model.resformer.safetensors"} <= set(sent[1][1])

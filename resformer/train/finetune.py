@@ -95,6 +95,7 @@ def finetune(
         first=lambda: next(training_batches(splits["train"], settings.batch_size, seed=settings.seed))[0][0],
         evaluate=partial(_evaluate, task, data, splits, settings.batch_size, accelerator),
         units=("examples", len(splits["train"]) / epoch),
+        tokens=float(splits["train"].lengths.sum()) / epoch,
     )
     reset_peak_memory(accelerator.device)
     outcome = run(
@@ -146,7 +147,8 @@ def _evaluate(
         return Evaluation(math.nan, {})
     answers = {name: _answers(task, one) for name, one in logits.items()}
     reached = fmean(score(task, evaluate(task, answers[name], splits[name].labels)) for name in answers)
-    return Evaluation(reached, _metrics(task, data, answers), answers)
+    counts = {name: len(splits[name]) for name in answers}
+    return Evaluation(reached, _metrics(task, data, answers), counts, answers)
 
 
 def _answers(task: Task, logits: np.ndarray) -> np.ndarray:

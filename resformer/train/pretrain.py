@@ -185,6 +185,7 @@ def pretrain(
         first=lambda: Text(*train, objective, settings.seed, hide).batch(np.arange(settings.batch_size), 0),
         evaluate=partial(_evaluate, unseen, settings.batch_size, _unigram_loss(text, unseen, special), accelerator),
         units=("tokens", settings.batch_size * packed.length),
+        tokens=float(settings.batch_size * packed.length),
     )
     reset_peak_memory(accelerator.device)
     with picking(model, head) if head is not None else nullcontext():
@@ -271,7 +272,7 @@ def _evaluate(text: Text, batch_size: int, unigram: float, accelerator: Accelera
     total, samples = accelerator.reduce(sums, "sum").tolist()
     loss = total / samples
     metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "unigram_loss": unigram}
-    return Evaluation(-loss, metrics)
+    return Evaluation(-loss, metrics, {"held_out": int(samples)})
 
 
 def _unigram_loss(train: Text, held: Text, special: np.ndarray, most: int = 4096) -> float:

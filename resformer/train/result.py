@@ -9,8 +9,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from huggingface_hub import HfApi
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.files import finite, write_json_atomically, write_text_atomically
@@ -23,6 +25,7 @@ from resformer.train.loop import WINDOW, Step
 from resformer.train.run import Job, Outcome
 
 VERSION = 1  # of result.json
+LOWER = ("loss", "perplexity", "unigram_loss")
 SPIKE = 10.0  # times the median norm of the gradient over the window before
 
 
@@ -45,6 +48,8 @@ def describe_run(
         "notes": outcome.notes,
         "score": last.score if last else None,
         "metrics": last.metrics if last else {},
+        "examples": last.counts if last else {},  # that they were measured on
+        "lower_is_better": [name for name in last.metrics if name in LOWER] if last else [],
         "best": outcome.best,
         "train_loss": fmean(losses[-WINDOW:]) if losses else None,
         "loss_curve": _curve(losses),
@@ -52,6 +57,8 @@ def describe_run(
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "scheme_parameters": sum(parameter.numel() for parameter in scheme_parameters(model)),
             "steps": len(outcome.steps),
+            "tokens": round(len(outcome.steps) * job.tokens),  # of text, padding left out
+            "flops": 6 * _computing(model) * len(outcome.steps) * job.tokens,  # arXiv:2001.08361, attention left out
             "seconds": outcome.seconds,  # of training, with evaluations on the way, over all sittings
             f"{unit}_per_second": len(outcome.steps) * each / outcome.seconds if outcome.seconds else None,
             "peak_memory_mb": peak_memory_mb(accelerator.device),
@@ -107,6 +114,12 @@ def merged(describe: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return describe | config
 
 
+def _computing(model: PreTrainedModel) -> int:
+    """Parameters that are multiplied with every token: not the tables of embeddings."""
+    tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    return sum(p.numel() for p in model.parameters() if id(p) not in tables)
+
+
 def _spikes(steps: list[Step]) -> bool:
     """Whether any gradient, after the first windows, was far larger than those before it."""
     norms = [step.grad_norm for step in steps]
@@ -125,7 +138,5 @@ def _curve(losses: list[float]) -> list[list[float]]:
 
 
 def _device(accelerator: Accelerator) -> str:
-    import torch
-
     cuda = accelerator.device.type == "cuda"
     return torch.cuda.get_device_name(accelerator.device) if cuda else f"{accelerator.device.type}"

@@ -43,6 +43,7 @@ class Evaluation:
 
     score: float  # larger is better
     metrics: dict[str, float]
+    counts: dict[str, int] = field(default_factory=dict)  # examples of each split
     found: Any = None  # what the metrics were computed from, for whoever evaluates
 
     @property
@@ -61,6 +62,7 @@ class Job:
         first: the first batch whole, by which schemes calibrate that ask for it.
         evaluate: the prepared model -> an `Evaluation`; called on every process.
         units: what is counted ("examples", "tokens"), and how many of them a step has on average.
+        tokens: of text in a step, on average.
     """
 
     epoch: int
@@ -68,6 +70,7 @@ class Job:
     first: Callable[[], dict[str, Tensor]]
     evaluate: Callable[[Any], Evaluation]
     units: tuple[str, float]
+    tokens: float
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """A table of runs with paired seeds: python scripts/studies/collect.py RUNS OUT --baseline NAME
 
 RUNS holds folders TASK-NAME-SEED as `resformer finetune` leaves them. OUT gets results.csv, a line a run, and
-results.md: for each task and name the mean score, its difference to the baseline over the seeds that both have, with its
-Student-t interval, and the wall time of training.
+results.md: for each task and name the mean score, its difference to the baseline over the seeds that both have, with
+its Student-t interval, and the wall time of training.
 """
 
 import argparse
