@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import pvariance
 
@@ -22,8 +23,9 @@ from resformer.testing.hosts import batch, tiny_host
 from resformer.testing.nets import net_of_host
 from resformer.train.batches import encode, training_batches
 from resformer.train.finetune import finetune
+from resformer.train.settings import Settings
 
-SETTINGS = {"batch_size": 8, "learning_rate": 1e-9, "save_model": False, "progress": False}
+QUIET = {"save_model": False, "progress": False}
 
 
 def factors(model) -> torch.Tensor:
@@ -117,16 +119,18 @@ def test_models_with_nothing_to_calibrate_are_refused(name, options, message):
 
 def first_batch(batch_size: int) -> dict:
     split = encode(tiny_data()["train"], tiny_tokenizer(), TASK, max_length=128, inputs=("input_ids", "attention_mask"))
-    return next(training_batches(split, batch_size, seed=0))
+    ((first, _),) = next(training_batches(split, batch_size, seed=0))
+    return first
 
 
 def test_fine_tuning_calibrates_once(tmp_path):
     model = resformer.patch(tiny_bert(dropout=0.1), "admin", init="paper")
     expected = factors(resformer.calibrate(copy.deepcopy(model), first_batch(8)))
-    finetune(model, tiny_tokenizer(), TASK, tiny_data(), tmp_path / "one", steps=2, **SETTINGS)
+    settings = Settings(steps=2, batch_size=8, learning_rate=1e-9)
+    finetune(model, tiny_tokenizer(), TASK, tiny_data(), tmp_path / "one", settings, **QUIET)
     torch.testing.assert_close(factors(model), expected, rtol=1e-5, atol=1e-5)
     assert not (factors(model) == 1).all()
-    finetune(model, tiny_tokenizer(), TASK, tiny_data(), tmp_path / "two", steps=2, **SETTINGS | {"batch_size": 4})
+    finetune(model, tiny_tokenizer(), TASK, tiny_data(), tmp_path / "two", replace(settings, batch_size=4), **QUIET)
     torch.testing.assert_close(factors(model), expected, rtol=1e-5, atol=1e-5)  # what it came with stays
 
 
@@ -135,12 +139,12 @@ import sys
 import resformer
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 from resformer.train.finetune import finetune
+from resformer.train.settings import Settings
 name, output = sys.argv[1:]
 options = {"warmup": 20} if name == "branch_norm" else {}
 model = resformer.patch(tiny_bert(), name, init="paper", **options)
-finetune(
-    model, tiny_tokenizer(), TASK, tiny_data(), output, steps=30, batch_size=8, learning_rate=1e-3, progress=False
-)
+settings = Settings(steps=30, batch_size=8, learning_rate=1e-3)
+finetune(model, tiny_tokenizer(), TASK, tiny_data(), output, settings, progress=False)
 """
 
 

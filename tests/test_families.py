@@ -155,7 +155,7 @@ def registered(monkeypatch):
     def add(stack=OWN, **changes):
         monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
         monkeypatch.setattr(swap, "_CLASSES", {})  # made once for a name
-        probe = lambda model: model(torch.arange(10).reshape(2, 5))
+        probe = lambda model: model(**own_batch())
         resformer.register_family(Family("own", (stack,), probe=probe, **changes))
 
     return add

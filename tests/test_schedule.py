@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 from transformers import AutoModel
 
@@ -15,7 +14,8 @@ from resformer.schedule import progress
 from resformer.testing.hosts import batch, checkpoint, tiny_host
 from resformer.train.batches import encode, training_batches
 from resformer.train.finetune import finetune
-from resformer.train.loop import make_accelerator, train
+from resformer.train.loop import make_accelerator, windows
+from resformer.train.settings import Settings
 
 
 def patched(name="branch_norm", family="bert", **options):
@@ -141,8 +141,9 @@ def test_the_loop_counts_steps_that_were_taken():
     accelerator = make_accelerator("fp32")
     for steps in (3, 2, 8):  # each run goes on where the one before ended
         wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 1e-3))
-        batches, scheduler = training_batches(split, 8, seed=0), LambdaLR(optimizer, lambda step: 1.0)
-        train(wrapped, batches, optimizer, scheduler, steps=steps, accelerator=accelerator)
+        batches = training_batches(split, 8, seed=0)
+        for _ in windows(wrapped, batches, optimizer, lambda step: None, steps=steps, accelerator=accelerator):
+            pass
     assert seen == pytest.approx([min(1.0, step / 10) for step in range(13)])
     assert alphas(model)[0] == 1
 
@@ -150,8 +151,8 @@ def test_the_loop_counts_steps_that_were_taken():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fine_tuning_warms_up(tmp_path, precision):
     model = resformer.patch(tiny_bert(), "pro_res", init="paper", warmup=4)
-    settings = {"batch_size": 8, "learning_rate": 3e-3, "progress": False, "precision": precision}
-    result = finetune(model, tiny_tokenizer(), TASK, tiny_data(), tmp_path, steps=6, **settings)
+    settings = Settings(steps=6, batch_size=8, learning_rate=3e-3, precision=precision)
+    result = finetune(model, tiny_tokenizer(), TASK, tiny_data(), tmp_path, settings, progress=False)
     assert result["status"] == "ok"
     assert alphas(model) == [1, 1, 0.75, 0.75]
     loaded = resformer.from_pretrained(tmp_path / "model", type(tiny_bert()))

@@ -350,7 +350,7 @@ def test_the_card_lies_beside_the_weights(whole):
 def test_what_it_cost_and_was_measured_on(whole):
     result = json.loads((whole / "result.json").read_text())
     data, tokenizer = tiny_data(), tiny_tokenizer()
-    lengths = [len(ids) for ids in tokenizer(data["train"]["sentence"])["input_ids"]]
+    lengths = [len(ids) for ids in tokenizer(list(data["train"]["sentence"]))["input_ids"]]
     assert result["cost"]["tokens"] == pytest.approx(20 * 8 * sum(lengths) / 64, abs=1)
     model = resformer.patch(tiny_bert(), "rezero", init="paper")
     tables = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name and p.ndim == 2)
