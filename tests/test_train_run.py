@@ -140,6 +140,17 @@ def stopped_by(monkeypatch, after):
         yield
 
 
+def test_interrupted_after_its_last_step_it_is_evaluated_once(tmp_path, monkeypatch):
+    changes = {"steps": 6, "save_every": 3, "evaluate_every": 3}
+    with monkeypatch.context() as patched:
+        patched.setattr("resformer.train.finetune.finish", lambda *args, **kwargs: None)
+        train(tmp_path / "run", **changes)
+    train(tmp_path / "run", **changes)
+    train(tmp_path / "whole", **changes)
+    assert [line["step"] for line in log(tmp_path / "run", "evaluations.jsonl")] == [3, 6]
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 def stopped(output, monkeypatch, after=8, **changes):
     with stopped_by(monkeypatch, after):
         return train(output, **changes)

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +136,9 @@ def run(
     if start is not None:
         state = load_checkpoint(start, wrapped, optimizer, accelerator=accelerator)
         begin, outcome.seconds, outcome.evaluations = state["step"], state["seconds"], state["evaluations"]
-        outcome.steps = [Step(*row) for row in state["steps"]]
+        outcome.steps = [Step(int(step), *rest) for step, *rest in state["steps"].tolist()]
     if main:
-        _begin_logs(output, config, begin)
+        _begin_logs(output, begin)
     trackers = _trackers(accelerator, settings, output, config)
     called: Any = torch.compile(wrapped, dynamic=True) if settings.compile else wrapped
 
@@ -157,7 +157,7 @@ def run(
             "step": step,
             "seconds": outcome.seconds,
             "evaluations": outcome.evaluations,
-            "steps": [(s.step, s.loss, s.learning_rate, s.grad_norm) for s in outcome.steps],
+            "steps": torch.tensor([astuple(step) for step in outcome.steps], dtype=torch.float64),
         }
         try:
             save_checkpoint(
@@ -171,9 +171,12 @@ def run(
         outcome.last = job.evaluate(called)
         if not outcome.last.finite:
             return
-        outcome.evaluations.append({"step": step, "score": outcome.last.score, "metrics": outcome.last.metrics})
+        found = {"step": step, "score": outcome.last.score, "metrics": outcome.last.metrics}
+        if found in outcome.evaluations:  # of a run that was interrupted after its last step
+            return
+        outcome.evaluations.append(found)
         if main:
-            _append(output / LOGS[1], [outcome.evaluations[-1]])
+            _append(output / LOGS[1], [found])
         if trackers:
             accelerator.log(outcome.last.metrics, step=step)
 
@@ -290,7 +293,7 @@ def _delete_run(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _begin_logs(output: Path, config: dict[str, Any], begin: int) -> None:
+def _begin_logs(output: Path, begin: int) -> None:
     """Leave of the logs what was logged up to the step from which the run goes on."""
     for name in LOGS:
         path = output / name
