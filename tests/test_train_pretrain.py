@@ -72,6 +72,7 @@ def test_masked_words_are_learned(tmp_path, corpus):
     assert result["status"] == "ok"
     assert metrics["unigram_loss"] == pytest.approx(math.log(10), rel=0.02), "ten words, equally frequent"
     assert metrics["loss"] < metrics["unigram_loss"] - 0.5
+    assert result["flags"] == []
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
     assert result["score"] == -metrics["loss"]
     assert result["best"]["step"] in (100, 200, 300)
@@ -85,6 +86,14 @@ def test_causal(tmp_path, corpus):
     model = model_of(corpus[1], AutoModelForCausalLM, "gpt2")
     result = run(tmp_path / "run", corpus, model=model, causal=True, objective="clm", steps=150)
     assert result["metrics"]["loss"] < 0.5 * result["metrics"]["unigram_loss"]
+
+
+def test_a_run_that_learned_nothing_is_flagged(tmp_path, corpus):
+    model = model_of(corpus[1])
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(100.0)  # far too sure of itself
+    result = run(tmp_path / "run", corpus, model=model, steps=2, learning_rate=1e-9)
+    assert result["flags"] == ["loss_above_chance", "no_context"]
 
 
 def test_the_loss_of_evaluation_is_that_of_every_masked_token_once(tmp_path, corpus):

@@ -105,8 +105,8 @@ def test_killed_at_any_moment_it_goes_on_as_if_it_had_not_been(tmp_path, monkeyp
             original = torch.save
             torch.save = third(lambda found, file: (file.write(b"half"), file.flush(), die()))
         else:
-            original = run._append
-            run._append = third(lambda *args: die())
+            original = run.append
+            run.append = third(lambda *args: die())
         try:
             train(output)
         finally:

@@ -27,6 +27,7 @@ from resformer.sizes import longest_input
 from resformer.train import checks
 from resformer.train.batches import divide
 from resformer.train.cost import reset_peak_memory
+from resformer.train.flags import text_flags
 from resformer.train.loop import Part, make_accelerator
 from resformer.train.masked_head import find_head, pick, picking
 from resformer.train.numbers import check_positive
@@ -201,6 +202,9 @@ def pretrain(
             progress=progress,
         )
     result = describe_run(outcome, job, config, model, accelerator)
+    if outcome.status == "ok":
+        vocabulary = model.config.vocab_size
+        result["flags"] += text_flags(result["metrics"], train_loss=result["train_loss"], vocabulary=vocabulary)
     return finish(result, output, model, tokenizer, accelerator=accelerator, save_model=save_model, push_to=push_to)
 
 

@@ -6,7 +6,7 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,12 +21,12 @@ from resformer.optim import scheme_parameters
 from resformer.provenance import provenance
 from resformer.train.card import model_card
 from resformer.train.cost import peak_memory_mb
-from resformer.train.loop import WINDOW, Step
+from resformer.train.flags import spiked
+from resformer.train.loop import WINDOW
 from resformer.train.run import Job, Outcome
 
 VERSION = 1  # of result.json
 LOWER = ("loss", "perplexity", "unigram_loss")
-SPIKE = 10.0  # times the median norm of the gradient over the window before
 
 
 def describe_run(
@@ -44,7 +44,7 @@ def describe_run(
         "version": VERSION,
         "config": config,
         "status": outcome.status,
-        "flags": ["gradient_spikes"] if _spikes(outcome.steps) else [],
+        "flags": ["gradient_spikes"] if spiked([step.grad_norm for step in outcome.steps]) else [],
         "notes": outcome.notes,
         "score": last.score if last else None,
         "metrics": last.metrics if last else {},
@@ -118,16 +118,6 @@ def _computing(model: PreTrainedModel) -> int:
     """Parameters that are multiplied with every token: not the tables of embeddings."""
     tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     return sum(p.numel() for p in model.parameters() if id(p) not in tables)
-
-
-def _spikes(steps: list[Step]) -> bool:
-    """Whether any gradient, after the first windows, was far larger than those before it."""
-    norms = [step.grad_norm for step in steps]
-    return any(
-        norms[i] > SPIKE * median(norms[i - WINDOW : i])
-        for i in range(2 * WINDOW, len(norms))
-        if math.isfinite(norms[i])
-    )
 
 
 def _curve(losses: list[float]) -> list[list[float]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,10 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from resformer.calibration import calibrate, uncalibrated
-from resformer.files import finite, write_json_atomically
 from resformer.optim import param_groups
-from resformer.train import checks
-from resformer.train.checkpoints import load_checkpoint, newest, save_checkpoint, step_of
+from resformer.train.checkpoints import load_checkpoint, save_checkpoint
+from resformer.train.folder import CHECKPOINTS, EVALUATIONS, LAYERS, TRAIN, append, begin_logs, open_folder
 from resformer.train.loop import WINDOW, Part, Step, windows
 from resformer.train.progress import progress_bar
 from resformer.train.schedule import factor
@@ -31,9 +28,6 @@ from resformer.train.settings import Settings
 from resformer.train.stopping import stop_requests
 from resformer.train.watch import watched
 
-CHECKPOINTS = "checkpoints"
-LOGS = ("train.jsonl", "evaluations.jsonl", "layers.jsonl")  # a line a step, an evaluation, a look at the layers
-WRITTEN = ("config.json", "result.json", "README.md", *LOGS, CHECKPOINTS, "model", "trackers")
 FINE = 10_000  # steps into which a run is divided whose length is given in seconds
 
 
@@ -118,213 +112,185 @@ def run(
             checkpoint.
         overwrite: delete what an earlier run left in this folder.
     """
-    steps = settings.resolved(job.epoch).get("steps", 0)
+    start, notes = open_folder(output, config, resume, overwrite, accelerator)
     main = accelerator.is_main_process
-    outcome = Outcome()
-    start = _start(output, config, resume, overwrite, accelerator, outcome)
-    model.to(accelerator.device)
-    if uncalibrated(model):  # before it is wrapped, and on the whole batch, so that every process finds the same
-        calibrate(model, {name: tensor.to(accelerator.device) for name, tensor in job.first().items()})
-    if settings.gradient_checkpointing:
-        of_any_version = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        of_any_version({"use_reentrant": False})
-    groups = param_groups(model, settings.learning_rate, settings.weight_decay, settings.scheme_lr_multiplier)
-    optimizer: Any = torch.optim.AdamW(groups, fused=True)  # deep narrow nets have thousands of small parameters
-    peaks = [group["lr"] for group in groups]
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    begin = 0
-    if start is not None:
-        state = load_checkpoint(start, wrapped, optimizer, accelerator=accelerator)
-        begin, outcome.seconds, outcome.evaluations = state["step"], state["seconds"], state["evaluations"]
-        outcome.steps = [Step(int(step), *rest) for step, *rest in state["steps"].tolist()]
-    if main:
-        _begin_logs(output, begin)
-    trackers = _trackers(accelerator, settings, output, config)
-    called: Any = torch.compile(wrapped, dynamic=True) if settings.compile else wrapped
+    with stop_requests() as stop, _random_states_kept(accelerator):
+        sitting = _Sitting(model, job, output, settings, accelerator, start, stop)
+        sitting.outcome.notes += notes
+        begin, steps = sitting.begin, sitting.steps
+        if main:
+            begin_logs(output, begin)
+        _trackers(accelerator, settings, output, config)
+        layers_log = output / LAYERS if main else None
+        with (
+            progress_bar(steps or 0, shown=progress and main, seconds=settings.seconds) as update,
+            watched(sitting.model, settings.watch_every, layers_log, begin) as on_step,
+        ):
+            update(completed=begin)
 
-    rate = factor(settings.schedule, steps=steps if settings.seconds is None else FINE, warmup=settings.warmup)
-    before = outcome.seconds
-    started = time.perf_counter()
-    share = [before / settings.seconds if settings.seconds else 0.0]  # of the time, at the last look
+            def stepped(step: int) -> None:
+                on_step(step)
+                update(completed=step)
 
-    def set_rate(step: int) -> None:
-        at = rate(step if settings.seconds is None else min(FINE, round(FINE * share[0])))
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            for window in sitting.windows(stepped):
+                over = sitting.take(window)
+                update(note=sitting.note())
+                if over:
+                    break
+            sitting.evaluate_at_the_end()
+        if settings.track:
+            accelerator.end_training()
+    accelerator.unwrap_model(sitting.model, keep_fp32_wrapper=False)  # takes the autocast off `model`
+    return sitting.outcome
+
+
+class _Sitting:
+    """One sitting of a run: from a checkpoint, or the beginning, to the end or an interruption."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        job: Job,
+        output: Path,
+        settings: Settings,
+        accelerator: Accelerator,
+        start: Path | None,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.job, self.output, self.settings, self.accelerator, self.stop = job, output, settings, accelerator, stop
+        self.outcome = Outcome()
+        self.begin = 0  # steps taken before
+        self.evaluated: int | None = None  # after which step
+        self.steps: int | None = settings.resolved(job.epoch).get("steps")  # None: until the time is over
+        model.to(accelerator.device)
+        if uncalibrated(model):  # before it is wrapped, and on the whole batch, so that every process finds the same
+            calibrate(model, {name: tensor.to(accelerator.device) for name, tensor in job.first().items()})
+        if settings.gradient_checkpointing:
+            of_any_version = (
+                getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            )
+            of_any_version({"use_reentrant": False})
+        groups = param_groups(model, settings.learning_rate, settings.weight_decay, settings.scheme_lr_multiplier)
+        self.peaks = [group["lr"] for group in groups]
+        optimizer = torch.optim.AdamW(groups, fused=True)  # deep narrow nets have thousands of small parameters
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if start is not None:
+            self._restore(start)
+        self.called: Any = torch.compile(self.model, dynamic=True) if settings.compile else self.model
+        self.rate = factor(settings.schedule, steps=self.steps or FINE, warmup=settings.warmup)
+        self.before, self.started = self.outcome.seconds, time.perf_counter()
+
+    def windows(self, on_step: Callable[[int], None]) -> Iterator[list[Step]]:
+        accelerator = self.accelerator
+        return windows(
+            self.called,
+            self.job.batches(self.begin, accelerator.process_index, accelerator.num_processes),
+            self.optimizer,
+            self._set_rate,
+            steps=self.steps or self.begin + 10**9,
+            begin=self.begin,
+            seed=self.settings.seed,
+            accelerator=accelerator,
+            clip=self.settings.clip or None,
+            look=self._looks,
+            on_step=on_step,
+        )
+
+    def take(self, window: list[Step]) -> bool:
+        """Keep the steps taken; evaluate and save where it is time to; whether the run is over."""
+        settings, outcome = self.settings, self.outcome
+        step = window[-1].step
+        outcome.steps += window
+        outcome.seconds, stopping = _agree(
+            self.before + time.perf_counter() - self.started, self.stop(), self.accelerator
+        )
+        self._log(TRAIN, [asdict(one) for one in window])
+        if not math.isfinite(window[-1].loss):
+            outcome.status = "diverged"
+            return True
+        over = step == self.steps or self._share_of_time() >= 1.0
+        if settings.evaluate_every and step % settings.evaluate_every == 0:
+            self._evaluate(step)
+            over = over or outcome.status == "diverged" or _patience_is_over(outcome.evaluations, settings.patience)
+        if outcome.status == "ok":
+            if stopping and not over:
+                outcome.status, over = "stopped", True
+                self._save(step)
+            elif settings.save_every and step % settings.save_every == 0:
+                self._save(step)
+        return over
+
+    def evaluate_at_the_end(self) -> None:
+        """Unless the run is not over, or was evaluated after this very step."""
+        last = self.outcome.steps[-1].step
+        if self.outcome.status == "ok" and self.evaluated != last:
+            self._evaluate(last)
+
+    def note(self) -> str:
+        """Of the last step, for the bar."""
+        last, (unit, each) = self.outcome.steps[-1], self.job.units
+        speed = each * (last.step - self.begin) / (self.outcome.seconds - self.before)
+        return f"loss {last.loss:.3f}  lr {last.learning_rate:.1e}  {speed:,.0f} {unit}/s"
+
+    def _share_of_time(self) -> float:
+        """At the last look, on which all processes agree."""
+        return self.outcome.seconds / self.settings.seconds if self.settings.seconds else 0.0
+
+    def _set_rate(self, step: int) -> None:
+        at = self.rate(step if self.settings.seconds is None else min(FINE, round(FINE * self._share_of_time())))
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * at
 
-    def save(step: int) -> None:
+    def _looks(self, step: int) -> bool:
+        every = (WINDOW, self.settings.evaluate_every, self.settings.save_every)
+        return any(step % n == 0 for n in every if n) or (self.stop() and self.accelerator.num_processes == 1)
+
+    def _evaluate(self, step: int) -> None:
+        found = self.outcome.last = self.job.evaluate(self.called)
+        self.evaluated = step
+        if not found.finite:  # weights can break in the very last step
+            self.outcome.status = "diverged"
+            return
+        entry = {"step": step, "score": found.score, "metrics": found.metrics}
+        if entry not in self.outcome.evaluations:  # unless interrupted after its last step
+            self.outcome.evaluations.append(entry)
+            self._log(EVALUATIONS, [entry])
+
+    def _save(self, step: int) -> None:
         state = {
             "step": step,
-            "seconds": outcome.seconds,
-            "evaluations": outcome.evaluations,
-            "steps": torch.tensor([astuple(step) for step in outcome.steps], dtype=torch.float64),
+            "seconds": self.outcome.seconds,
+            "evaluations": self.outcome.evaluations,
+            "steps": torch.tensor([astuple(step) for step in self.outcome.steps], dtype=torch.float64),
         }
+        folder, keep = self.output / CHECKPOINTS, self.settings.keep
         try:
-            save_checkpoint(
-                output / CHECKPOINTS, step, wrapped, optimizer, state, accelerator=accelerator, keep=settings.keep
-            )
+            save_checkpoint(folder, step, self.model, self.optimizer, state, accelerator=self.accelerator, keep=keep)
         except OSError as error:
-            outcome.notes.append(f"no checkpoint after step {step}: {error.strerror or error}")
-            warnings.warn(f"{outcome.notes[-1]}; training goes on", stacklevel=2)
+            self.outcome.notes.append(f"no checkpoint after step {step}: {error.strerror or error}")
+            warnings.warn(f"{self.outcome.notes[-1]}; training goes on", stacklevel=2)
 
-    def evaluate(step: int) -> None:
-        outcome.last = job.evaluate(called)
-        if not outcome.last.finite:
-            return
-        found = {"step": step, "score": outcome.last.score, "metrics": outcome.last.metrics}
-        if found in outcome.evaluations:  # of a run that was interrupted after its last step
-            return
-        outcome.evaluations.append(found)
-        if main:
-            _append(output / LOGS[1], [found])
-        if trackers:
-            accelerator.log(outcome.last.metrics, step=step)
+    def _restore(self, checkpoint: Path) -> None:
+        state = load_checkpoint(checkpoint, self.model, self.optimizer, accelerator=self.accelerator)
+        self.begin = state["step"]
+        self.outcome.seconds, self.outcome.evaluations = state["seconds"], state["evaluations"]
+        self.outcome.steps = [Step(int(step), *rest) for step, *rest in state["steps"].tolist()]
 
-    def look(step: int) -> bool:
-        every = (WINDOW, settings.evaluate_every, settings.save_every)
-        return any(step % n == 0 for n in every if n) or (stop() and accelerator.num_processes == 1)
-
-    evaluated = 0
-    with (
-        stop_requests() as stop,
-        _random_states_kept(accelerator),
-        progress_bar(steps, shown=progress and main, seconds=settings.seconds) as update,
-        watched(wrapped, settings.watch_every, output / LOGS[2] if main else None, begin) as on_step,
-    ):
-
-        def stepped(step: int) -> None:
-            on_step(step)
-            update(completed=step)
-
-        update(completed=begin)
-        for window in windows(
-            called,
-            job.batches(begin, accelerator.process_index, accelerator.num_processes),
-            optimizer,
-            set_rate,
-            steps=steps if settings.seconds is None else begin + 10**9,
-            begin=begin,
-            seed=settings.seed,
-            accelerator=accelerator,
-            clip=settings.clip or None,
-            look=look,
-            on_step=stepped,
-        ):
-            step = window[-1].step
-            outcome.steps += window
-            outcome.seconds, stopping = _agree(
-                [before + time.perf_counter() - started, stop()], accelerator, outcome.seconds
-            )
-            share[0] = outcome.seconds / settings.seconds if settings.seconds else 0.0
-            update(note=_note(window[-1], job, outcome.seconds - before, step - begin))
-            if main:
-                _append(output / LOGS[0], [asdict(one) for one in window])
-            if trackers:
-                accelerator.log({k: v for k, v in asdict(window[-1]).items() if k != "step"}, step=step)
-            if not math.isfinite(window[-1].loss):
-                outcome.status = "diverged"
-                break
-            over = share[0] >= 1.0 or step == steps
-            if settings.evaluate_every and step % settings.evaluate_every == 0:
-                evaluate(step)
-                evaluated = step
-                if outcome.last is not None and not outcome.last.finite:
-                    outcome.status = "diverged"
-                    break
-                over = over or _patience_is_over(outcome.evaluations, settings.patience)
-            if stopping and not over:
-                save(step)
-                outcome.status = "stopped"
-                break
-            if settings.save_every and step % settings.save_every == 0:
-                save(step)
-            if over:
-                break
-        if outcome.status == "ok" and evaluated != outcome.steps[-1].step:
-            evaluate(outcome.steps[-1].step)
-            if outcome.last is not None and not outcome.last.finite:  # weights can break in the very last step
-                outcome.status = "diverged"
-    if trackers:
-        accelerator.end_training()
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes the autocast off `model`
-    return outcome
+    def _log(self, name: str, entries: list[dict[str, Any]]) -> None:
+        """To the file `name`, and of the last entry what is a number to the trackers."""
+        if self.accelerator.is_main_process:
+            append(self.output / name, entries)
+        if self.settings.track:
+            step, last = entries[-1]["step"], entries[-1].get("metrics", entries[-1])
+            self.accelerator.log({name: value for name, value in last.items() if name != "step"}, step=step)
 
 
-def _start(
-    output: Path, config: dict[str, Any], resume: str, overwrite: bool, accelerator: Accelerator, outcome: Outcome
-) -> Path | None:
-    """The checkpoint to go on from, or None; a `ValueError` for a folder that cannot be used."""
-    if overwrite:
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            _delete_run(output)
-        accelerator.wait_for_everyone()
-    checks.check_output(output, config)
-    found: Path | None = None
-    broken: list[str] = []
-    if resume == "auto":
-        found, broken = newest(output / CHECKPOINTS)
-    elif resume != "never":
-        found = Path(resume)
-        step_of(found)
-        if not found.is_dir():
-            raise ValueError(f"resume is {resume!r}, and there is no such folder; give 'auto', 'never' or a checkpoint")
-    for reason in broken:
-        outcome.notes.append(f"passed over the checkpoint {reason}")
-        if accelerator.is_main_process:
-            warnings.warn(outcome.notes[-1], stacklevel=3)
-    accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
-    if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        if not (output / "config.json").exists():
-            write_json_atomically(output / "config.json", config)
-    return found
-
-
-def _delete_run(output: Path) -> None:
-    """What a run has written, and nothing else."""
-    if checks.read_json(output / "config.json") is None:
-        return
-    for name in reversed(WRITTEN):  # the configuration last, by which a run is known
-        path = output / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _begin_logs(output: Path, begin: int) -> None:
-    """Leave of the logs what was logged up to the step from which the run goes on."""
-    for name in LOGS:
-        path = output / name
-        if not path.exists():
-            continue
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # cut in the middle
-                break
-            if entry["step"] > begin:
-                break
-            kept.append(line + "\n")
-        path.write_text("".join(kept))
-    if begin == 0:
-        (output / LOGS[0]).write_text("")
-
-
-def _append(path: Path, entries: list[dict[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.writelines(json.dumps(finite(entry)) + "\n" for entry in entries)
-
-
-def _agree(mine: list[Any], accelerator: Accelerator, before: float) -> tuple[float, bool]:
+def _agree(seconds: float, stop: bool, accelerator: Accelerator) -> tuple[float, bool]:
     """The main process's clock, and whether any process was asked to stop."""
     if accelerator.num_processes == 1:
-        return mine[0], mine[1]
-    stops = accelerator.reduce(torch.tensor(float(mine[1]), device=accelerator.device), "sum")
-    clock = broadcast_object_list([mine[0]])[0]
-    return clock, bool(stops > 0)
+        return seconds, stop
+    stops = accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum")
+    return broadcast_object_list([seconds])[0], bool(stops > 0)
 
 
 def _patience_is_over(evaluations: list[dict[str, Any]], patience: int | None) -> bool:
@@ -334,19 +300,13 @@ def _patience_is_over(evaluations: list[dict[str, Any]], patience: int | None) -
     return all(one["score"] <= best for one in evaluations[-patience:])
 
 
-def _note(step: Step, job: Job, seconds: float, taken: int) -> str:
-    unit, each = job.units
-    return f"loss {step.loss:.3f}  lr {step.learning_rate:.1e}  {each * taken / seconds:,.0f} {unit}/s"
-
-
-def _trackers(accelerator: Accelerator, settings: Settings, output: Path, config: dict[str, Any]) -> bool:
+def _trackers(accelerator: Accelerator, settings: Settings, output: Path, config: dict[str, Any]) -> None:
     if not settings.track:
-        return False
+        return
     accelerator.log_with = list(settings.track)
     accelerator.project_configuration.set_directories(str(output))
     flat = {name: value for name, value in config.items() if isinstance(value, int | float | str | bool)}
     accelerator.init_trackers("resformer", config=flat)
-    return True
 
 
 @contextmanager
