@@ -450,7 +450,7 @@ def _tell(result: dict[str, Any], output: Path) -> None:
     for note in result["notes"]:
         typer.echo(f"note: {note}", err=True)
     if result["status"] == "stopped":
-        typer.echo("asked to stop, and saved; the same command goes on", err=True)
+        typer.echo("asked to stop; the same command goes on from the newest checkpoint", err=True)
         raise typer.Exit(75)
     if result["status"] == "diverged":
         typer.echo("the loss was not finite: lower --learning-rate, or raise --warmup; no model is kept", err=True)

@@ -199,6 +199,48 @@ def test_a_named_checkpoint_is_gone_on_from_or_refused(tmp_path, monkeypatch, wh
         train(tmp_path / "other", resume=str(output / "checkpoints" / "step-000000099"))
 
 
+def test_a_checkpoint_elsewhere_brings_its_log_and_its_configuration(tmp_path, monkeypatch, whole):
+    stopped(tmp_path / "run", monkeypatch)
+    chosen = str(tmp_path / "run" / "checkpoints" / "step-000000008")
+    with pytest.raises(ValueError, match=r"(?s)is of another configuration:\n  batch_size: 8 there, 4 here"):
+        train(tmp_path / "other", resume=chosen, batch_size=4)
+    assert not (tmp_path / "other").exists()
+    train(tmp_path / "other", resume=chosen)
+    assert_same(tmp_path / "other", whole)
+
+
+def test_going_back_leaves_no_checkpoint_of_what_was_given_up(tmp_path, monkeypatch, whole):
+    output = tmp_path / "run"
+    stopped(output, monkeypatch, after=17)
+    stopped(output, monkeypatch, after=4, resume="never")
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000000003", "step-000000004"]
+    train(output)
+    assert_same(output, whole)
+
+
+def test_what_is_refused_deletes_nothing(tmp_path, whole):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    for changes, message in (
+        ({"weight_decay": -1.0}, "weight_decay is -1.0"),
+        ({"scheme_lr_multiplier": 0.0}, "scheme_lr_multiplier is 0.0"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; it must be a whole number below"),
+        ({"resume": str(tmp_path / "step-000000001")}, "overwrite begins again, and resume="),
+        ({"resume": "nonsense"}, "'nonsense' is no checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(whole, overwrite=True, **changes)
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_was_over_by_patience_is_over_when_it_goes_on(tmp_path, monkeypatch):
+    changes = {"steps": 100, "learning_rate": 1e-9, "evaluate_every": 2, "patience": 3, "save_every": 4}
+    with monkeypatch.context() as patched:
+        patched.setattr("resformer.train.finetune.finish", lambda *args, **kwargs: None)
+        train(tmp_path / "run", **changes)
+    assert train(tmp_path / "run", **changes)["cost"]["steps"] == 8
+    assert len(log(tmp_path / "run")) == 8
+
+
 def test_never_starts_from_the_beginning(tmp_path, monkeypatch, whole):
     output = tmp_path / "run"
     stopped(output, monkeypatch)
@@ -254,11 +296,12 @@ def test_patience(tmp_path):
 
 
 def test_a_run_by_the_clock(tmp_path):
-    result = train(tmp_path / "run", steps=None, seconds=1.5, save_every=None, evaluate_every=None)
+    result = train(tmp_path / "run", steps=None, seconds=1.5, save_every=None, evaluate_every=None, warmup=0.0)
     rates = [line["learning_rate"] for line in log(tmp_path / "run")]
     assert 1.5 <= result["cost"]["seconds"] < 6
     assert result["cost"]["steps"] == len(rates) > 25
-    assert rates[-1] < max(rates) / 2, "the schedule follows the time"
+    assert rates[-1] < max(rates) / 4, "the schedule follows the time"
+    assert len(set(rates)) > len(rates) / 2, "between looks by the pace until then"
 
 
 def test_layers_are_watched(tmp_path):

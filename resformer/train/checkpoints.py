@@ -20,6 +20,7 @@ from resformer.files import fsync_folder, write_json_atomically
 
 COMPLETE = "COMPLETE"  # size and checksum of the file beside it, written last
 DATA = "training.pt"
+CONFIG = "config.json"  # of the run, by which a checkpoint in another folder is known
 NAME = re.compile(r"step-(\d{9})")
 
 
@@ -29,11 +30,13 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: Optimizer,
     state: dict[str, Any],
+    config: dict[str, Any],
     *,
     accelerator: Accelerator,
     keep: int,
 ) -> None:
-    """Write `folder/step-NNNNNNNNN` with the weights, the optimizer and `state`, and delete all but the last `keep`.
+    """Write `folder/step-NNNNNNNNN` with the weights, the optimizer, `state` and the configuration of the run, and
+    delete all but the last `keep`.
 
     Every process calls this. The weights and the optimizer are whole and keyed by parameter, so that any number of
     processes can go on from them, sharded or not. A folder appears under its name when it is whole and on disk, and
@@ -54,6 +57,7 @@ def save_checkpoint(
             torch.save({"weights": weights, "optimizer": moments, "scaler": scaler, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())
+        write_json_atomically(temporary / CONFIG, config)
         write_json_atomically(temporary / COMPLETE, _measure(temporary / DATA))
         if final.exists():  # not whole, or it would have been gone on from
             shutil.rmtree(final)

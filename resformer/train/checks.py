@@ -109,19 +109,23 @@ def check_output(output: Path, config: dict[str, Any], *, overwrite: bool = Fals
             f"this run is finished, its result is {str(output / 'result.json')!r}; give a new folder, or --overwrite "
             "to delete that run and start again"
         )
-    here = json.loads(json.dumps(config))
-    there = asdict(Settings()) | stored  # which may have been written before some of the settings existed
-    other = [
-        f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in {**stored, **here}
-        if there.get(key) != here.get(key)
-    ]
-    if other:
+    if other := differences(stored, config):
         raise ValueError(
             f"the output folder {str(output)!r} holds an unfinished run of another configuration:\n"
             + "\n".join(other)
             + "\nGive the same to go on, a new folder, or --overwrite to delete that run and start again"
         )
+
+
+def differences(stored: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """A line for each entry of two configurations that differs."""
+    here = json.loads(json.dumps(config))
+    there = asdict(Settings()) | stored  # which may have been written before some of the settings existed
+    return [
+        f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in {**stored, **here}
+        if there.get(key) != here.get(key)
+    ]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

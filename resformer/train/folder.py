@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from resformer.files import finite, write_json_atomically
 from resformer.train import checks
-from resformer.train.checkpoints import newest, step_of
+from resformer.train.checkpoints import CONFIG, newest, step_of
 
 CHECKPOINTS = "checkpoints"
 TRAIN, EVALUATIONS, LAYERS = LOGS = ("train.jsonl", "evaluations.jsonl", "layers.jsonl")
@@ -24,23 +24,18 @@ def open_folder(
 ) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, or None, and what a user should know of those passed over.
 
-    Every process calls this. Raises `ValueError` for a folder that cannot be used.
+    Every process calls this. Raises `ValueError` for a folder or a checkpoint that cannot be used, and leaves it.
     """
+    named = None if resume in ("auto", "never") else Path(resume)
+    if named is not None:
+        _check_named(named, config, overwrite)
     if overwrite:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _delete_run(output)
         accelerator.wait_for_everyone()
     checks.check_output(output, config)
-    found: Path | None = None
-    broken: list[str] = []
-    if resume == "auto":
-        found, broken = newest(output / CHECKPOINTS)
-    elif resume != "never":
-        found = Path(resume)
-        step_of(found)
-        if not found.is_dir():
-            raise ValueError(f"resume is {resume!r}, and there is no such folder; give 'auto', 'never' or a checkpoint")
+    found, broken = newest(output / CHECKPOINTS) if resume == "auto" else (named, [])
     notes = [f"passed over the checkpoint {reason}" for reason in broken]
     if accelerator.is_main_process:
         for note in notes:
@@ -51,6 +46,23 @@ def open_folder(
         if not (output / "config.json").exists():
             write_json_atomically(output / "config.json", config)
     return found, notes
+
+
+def _check_named(checkpoint: Path, config: dict[str, Any], overwrite: bool) -> None:
+    step_of(checkpoint)
+    if overwrite:
+        raise ValueError(f"overwrite begins again, and resume={str(checkpoint)!r} goes on; give one of the two")
+    if not checkpoint.is_dir():
+        raise ValueError(
+            f"resume is {str(checkpoint)!r}, and there is no such folder; give 'auto', 'never' or a checkpoint"
+        )
+    if other := checks.differences(checks.read_json(checkpoint / CONFIG) or {}, config):
+        raise ValueError(
+            f"the checkpoint {str(checkpoint)!r} is of another configuration:\n"
+            + "\n".join(other)
+            + "\nGive the same, "
+            "or start from its model: --model FOLDER, of a run that is finished"
+        )
 
 
 def _delete_run(output: Path) -> None:
@@ -65,27 +77,38 @@ def _delete_run(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def begin_logs(output: Path, begin: int) -> None:
-    """Leave of the logs what was logged up to the step from which the run goes on."""
+def go_on_from(output: Path, begin: int, logged: dict[str, list[dict[str, Any]]]) -> None:
+    """Leave in the folder what led to step `begin`: `logged`, by the name of the log, the other logs up to that step,
+    and no checkpoint that came later, from which another sitting would go on."""
     for name in LOGS:
         path = output / name
-        if not path.exists():
-            continue
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # cut in the middle
-                break
-            if entry["step"] > begin:
-                break
-            kept.append(line + "\n")
-        path.write_text("".join(kept))
-    if begin == 0:
-        (output / LOGS[0]).write_text("")
+        if name in logged or path.exists():
+            entries = logged[name] if name in logged else _read(path, begin)
+            path.write_text("".join(_line(entry) for entry in entries))
+    for path in (output / CHECKPOINTS).glob("step-*"):
+        if step_of(path) > begin:
+            shutil.rmtree(path)
 
 
 def append(path: Path, entries: list[dict[str, Any]]) -> None:
     """A line for each."""
     with path.open("a") as file:
-        file.writelines(json.dumps(finite(entry)) + "\n" for entry in entries)
+        file.writelines(map(_line, entries))
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(finite(entry)) + "\n"
+
+
+def _read(path: Path, last: int) -> list[dict[str, Any]]:
+    """The entries of a log up to a step."""
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # cut in the middle
+            break
+        if entry["step"] > last:
+            break
+        entries.append(entry)
+    return entries

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from resformer.calibration import calibrate, uncalibrated
 from resformer.optim import param_groups
 from resformer.train.checkpoints import load_checkpoint, save_checkpoint
-from resformer.train.folder import CHECKPOINTS, EVALUATIONS, LAYERS, TRAIN, append, begin_logs, open_folder
+from resformer.train.folder import CHECKPOINTS, EVALUATIONS, LAYERS, TRAIN, append, go_on_from, open_folder
 from resformer.train.loop import WINDOW, Part, Step, windows
 from resformer.train.progress import progress_bar
 from resformer.train.schedule import factor
@@ -115,11 +115,11 @@ def run(
     start, notes = open_folder(output, config, resume, overwrite, accelerator)
     main = accelerator.is_main_process
     with stop_requests() as stop, _random_states_kept(accelerator):
-        sitting = _Sitting(model, job, output, settings, accelerator, start, stop)
+        sitting = _Sitting(model, job, output, config, settings, accelerator, start, stop)
         sitting.outcome.notes += notes
         begin, steps = sitting.begin, sitting.steps
         if main:
-            begin_logs(output, begin)
+            go_on_from(output, begin, sitting.logged())
         _trackers(accelerator, settings, output, config)
         layers_log = output / LAYERS if main else None
         with (
@@ -152,12 +152,14 @@ class _Sitting:
         model: PreTrainedModel,
         job: Job,
         output: Path,
+        config: dict[str, Any],
         settings: Settings,
         accelerator: Accelerator,
         start: Path | None,
         stop: Callable[[], bool],
     ) -> None:
-        self.job, self.output, self.settings, self.accelerator, self.stop = job, output, settings, accelerator, stop
+        self.job, self.output, self.config, self.settings = job, output, config, settings
+        self.accelerator, self.stop = accelerator, stop
         self.outcome = Outcome()
         self.begin = 0  # steps taken before
         self.evaluated: int | None = None  # after which step
@@ -179,15 +181,21 @@ class _Sitting:
         self.called: Any = torch.compile(self.model, dynamic=True) if settings.compile else self.model
         self.rate = factor(settings.schedule, steps=self.steps or FINE, warmup=settings.warmup)
         self.before, self.started = self.outcome.seconds, time.perf_counter()
+        self.looked, self.pace = self.begin, 0.0  # the step of the last look, and seconds a step before it
+
+    def logged(self) -> dict[str, list[dict[str, Any]]]:
+        """The entries of the logs up to the step from which this sitting goes on."""
+        return {TRAIN: [asdict(step) for step in self.outcome.steps], EVALUATIONS: self.outcome.evaluations}
 
     def windows(self, on_step: Callable[[int], None]) -> Iterator[list[Step]]:
         accelerator = self.accelerator
+        last = self.begin if self._is_over(self.begin) else self.steps  # interrupted between its last step and its end
         return windows(
             self.called,
             self.job.batches(self.begin, accelerator.process_index, accelerator.num_processes),
             self.optimizer,
             self._set_rate,
-            steps=self.steps or self.begin + 10**9,
+            steps=self.begin + 10**9 if last is None else last,
             begin=self.begin,
             seed=self.settings.seed,
             accelerator=accelerator,
@@ -201,24 +209,26 @@ class _Sitting:
         settings, outcome = self.settings, self.outcome
         step = window[-1].step
         outcome.steps += window
+        last_look = outcome.seconds
         outcome.seconds, stopping = _agree(
             self.before + time.perf_counter() - self.started, self.stop(), self.accelerator
         )
+        self.pace, self.looked = (outcome.seconds - last_look) / (step - self.looked), step
         self._log(TRAIN, [asdict(one) for one in window])
         if not math.isfinite(window[-1].loss):
             outcome.status = "diverged"
             return True
-        over = step == self.steps or self._share_of_time() >= 1.0
         if settings.evaluate_every and step % settings.evaluate_every == 0:
             self._evaluate(step)
-            over = over or outcome.status == "diverged" or _patience_is_over(outcome.evaluations, settings.patience)
-        if outcome.status == "ok":
-            if stopping and not over:
-                outcome.status, over = "stopped", True
-                self._save(step)
-            elif settings.save_every and step % settings.save_every == 0:
-                self._save(step)
-        return over
+            if outcome.status == "diverged":
+                return True
+        over = self._is_over(step)
+        if stopping and not over:
+            outcome.status = "stopped"
+            self._save(step)
+        elif settings.save_every and step % settings.save_every == 0:
+            self._save(step)
+        return over or outcome.status == "stopped"
 
     def evaluate_at_the_end(self) -> None:
         """Unless the run is not over, or was evaluated after this very step."""
@@ -232,18 +242,26 @@ class _Sitting:
         speed = each * (last.step - self.begin) / (self.outcome.seconds - self.before)
         return f"loss {last.loss:.3f}  lr {last.learning_rate:.1e}  {speed:,.0f} {unit}/s"
 
-    def _share_of_time(self) -> float:
-        """At the last look, on which all processes agree."""
-        return self.outcome.seconds / self.settings.seconds if self.settings.seconds else 0.0
+    def _is_over(self, step: int) -> bool:
+        ended = step == self.steps or self._share_of_time(step) >= 1.0
+        return ended or _patience_is_over(self.outcome.evaluations, self.settings.patience)
+
+    def _share_of_time(self, step: int) -> float:
+        """As known at the last look, on which all processes agree, and by the pace until then."""
+        seconds = self.outcome.seconds + (step - self.looked) * self.pace
+        return seconds / self.settings.seconds if self.settings.seconds else 0.0
 
     def _set_rate(self, step: int) -> None:
-        at = self.rate(step if self.settings.seconds is None else min(FINE, round(FINE * self._share_of_time())))
+        at = self.rate(step if self.settings.seconds is None else min(FINE, round(FINE * self._share_of_time(step))))
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * at
 
     def _looks(self, step: int) -> bool:
         every = (WINDOW, self.settings.evaluate_every, self.settings.save_every)
-        return any(step % n == 0 for n in every if n) or (self.stop() and self.accelerator.num_processes == 1)
+        if any(step % n == 0 for n in every if n) or (self.stop() and self.accelerator.num_processes == 1):
+            return True
+        first = step - self.begin in (1, 2, 4, 8, 16)  # the pace is not known yet
+        return self.settings.seconds is not None and (first or self._share_of_time(step) >= 1.0)
 
     def _evaluate(self, step: int) -> None:
         found = self.outcome.last = self.job.evaluate(self.called)
@@ -263,9 +281,11 @@ class _Sitting:
             "evaluations": self.outcome.evaluations,
             "steps": torch.tensor([astuple(step) for step in self.outcome.steps], dtype=torch.float64),
         }
-        folder, keep = self.output / CHECKPOINTS, self.settings.keep
+        folder, accelerator, keep = self.output / CHECKPOINTS, self.accelerator, self.settings.keep
         try:
-            save_checkpoint(folder, step, self.model, self.optimizer, state, accelerator=self.accelerator, keep=keep)
+            save_checkpoint(
+                folder, step, self.model, self.optimizer, state, self.config, accelerator=accelerator, keep=keep
+            )
         except OSError as error:
             self.outcome.notes.append(f"no checkpoint after step {step}: {error.strerror or error}")
             warnings.warn(f"{self.outcome.notes[-1]}; training goes on", stacklevel=2)

@@ -54,7 +54,10 @@ class Settings:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number")
         given = {name: getattr(self, name) for name in (*whole, "watch_every", "seconds", "epochs", "learning_rate")}
         check_positive(**{name: value for name, value in given.items() if value is not None})
-        check_not_negative(clip=self.clip, seed=self.seed)
+        check_not_negative(clip=self.clip, seed=self.seed, weight_decay=self.weight_decay)
+        check_positive(scheme_lr_multiplier=self.scheme_lr_multiplier)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed!r}; it must be a whole number below 2^63")
         if self.steps is not None and self.seconds is not None:
             raise ValueError(f"steps={self.steps} and seconds={self.seconds} are both given; a run has one length")
         if self.patience is not None and self.evaluate_every is None:
