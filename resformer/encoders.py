@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from resformer.errors import unknown
@@ -63,7 +63,8 @@ def build_encoder(
             "width_scaled", N(0, 0.02² · 768 / D), which gives a narrow net the branch strength of BERT-base. It takes
             the place of what a family does otherwise (GPT-2 and ModernBERT scale by depth, as schemes do).
         init: "paper", the scheme's own start, or "preserve", the plain host at first.
-        auto: `AutoModel`, `AutoModelForSequenceClassification` (with num_labels), `AutoModelForMaskedLM` ...
+        auto: `AutoModel`, `AutoModelForSequenceClassification` (with num_labels), `AutoModelForMaskedLM` ...; with
+            `AutoModelForCausalLM` an encoder becomes a decoder.
         attention: the implementation of transformers, "eager" or "sdpa"; by default its own choice.
         placement, options: as for `resformer.patch`.
 
@@ -108,6 +109,10 @@ def build_encoder(
             f"family {family!r} has no {getattr(auto, '__name__', auto)!s}; give an auto class of transformers that "
             f"knows {type(config).__name__}, such as {', '.join(_heads(type(config)))}"
         )
+    if (
+        auto is AutoModelForCausalLM and getattr(config, "is_decoder", None) is False
+    ):  # else it sees what it is to tell
+        config.is_decoder = True
     model = auto.from_config(config, **({"attn_implementation": attention} if attention else {}))
     pads = model.get_input_embeddings().padding_idx
     if tokenizer is not None and pads is not None and pads != tokenizer.pad_token_id:  # MPNet

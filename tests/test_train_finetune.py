@@ -49,6 +49,7 @@ def test_a_run_fits_its_examples_and_says_so(tmp_path):
     assert result["version"] == 1
     assert result["status"] == "ok"
     assert result["flags"] == []
+    assert len(result["config"].pop("data_sha256")) == 64
     assert result["config"] == {
         "scheme": "plain", "depth": 2, "task": "toy", "seed": 0, "steps": 200, "batch_size": 8,
         "learning_rate": 3e-3, "weight_decay": 0.01, "scheme_lr_multiplier": 1.0, "warmup": 0.1,

@@ -14,8 +14,9 @@ from resformer.data.packing import Packed
 from resformer.data.shards import tokenize_corpus
 from resformer.data.tokenizer import train_tokenizer
 from resformer.train.masked_head import find_head, pick, picking
-from resformer.train.pretrain import Text, pretrain
+from resformer.train.pretrain import pretrain
 from resformer.train.settings import Settings
+from resformer.train.text import Text, context_free_loss, frequencies, unigram_loss
 
 torch.set_num_threads(1)
 SETTINGS = {"steps": 60, "batch_size": 8, "learning_rate": 1e-2, "warmup": 0.1}
@@ -82,8 +83,9 @@ def test_masked_words_are_learned(tmp_path, corpus):
     assert again.config.num_hidden_layers == 2
 
 
-def test_causal(tmp_path, corpus):
-    model = model_of(corpus[1], AutoModelForCausalLM, "gpt2")
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_causal(tmp_path, corpus, family):
+    model = model_of(corpus[1], AutoModelForCausalLM, family)
     result = run(tmp_path / "run", corpus, model=model, causal=True, objective="clm", steps=150)
     assert result["metrics"]["loss"] < 0.5 * result["metrics"]["unigram_loss"]
 
@@ -100,10 +102,8 @@ def test_the_loss_of_evaluation_is_that_of_every_masked_token_once(tmp_path, cor
     """By hand, on 13 samples in batches of 8, with the head on all tokens."""
     model, packed = model_of(corpus[1]), packed_of(corpus)
     result = run(tmp_path / "run", corpus, model=model, held_out=13, steps=3)
-    from resformer.train.pretrain import _hide
-
-    last = np.arange(len(packed) - 13, len(packed))
-    inputs, labels = _hide(corpus[1], packed.batch(last), last, seed=0, epoch=EVALUATION)
+    last = range(len(packed) - 13, len(packed))
+    inputs, labels = Text(packed, last, corpus[1], True).hidden(np.arange(13), EVALUATION)
     with torch.no_grad():
         logits = model.eval()(input_ids=torch.from_numpy(inputs)).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels).flatten())
@@ -114,8 +114,7 @@ def test_the_loss_of_evaluation_is_that_of_every_masked_token_once(tmp_path, cor
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra", "modernbert", "distilbert", "deberta_v2"])
 def test_the_head_on_masked_tokens_alone_gives_loss_and_gradients_of_all(corpus, family, scheme):
     model = model_of(corpus[1], family=family, scheme=scheme).eval()
-    text = Text(packed_of(corpus), range(100), "mlm", 0, None)
-    ids = text.batch(np.arange(4), 0)["input_ids"]
+    ids = torch.from_numpy(packed_of(corpus).batch(np.arange(4)))
     labels = torch.where(torch.arange(16) % 5 == 2, ids, -100)
     batch = {"input_ids": ids, "labels": labels}
     head = find_head(model, batch)
@@ -144,16 +143,12 @@ def test_the_head_on_masked_tokens_alone_gives_loss_and_gradients_of_all(corpus,
 
 def test_masks_and_order_follow_from_seed_epoch_and_sample(corpus):
     """Whatever the process, the parts and the step at which a run goes on."""
-    from functools import partial
-
-    from resformer.train.pretrain import _hide
-
-    text = Text(packed_of(corpus), range(50), "mlm", 3, partial(_hide, corpus[1]))
+    text = Text(packed_of(corpus), range(50), corpus[1], True, seed=3)
 
     def rows(size, begin, processes, steps):
         found = {}
         for rank in range(processes):
-            feed = text.batches(Settings(**(SETTINGS | {"micro_batch_size": size})), begin, rank, processes)
+            feed = text.batches(8, size, begin, rank, processes)
             for step, parts in zip(range(begin, begin + steps), feed, strict=False):
                 for batch, part in parts:
                     if part:
@@ -166,6 +161,62 @@ def test_masks_and_order_follow_from_seed_epoch_and_sample(corpus):
     assert rows(3, 0, 3, 15) == whole
     assert rows(2, 9, 1, 6) == {step: whole[step] for step in range(9, 15)}
     assert not whole[0] & whole[6], "the second epoch has other masks"
+    again, other = (Text(packed_of(corpus), range(50), corpus[1], True, seed=seed) for seed in (3, 4))
+    for epoch, same in ((EVALUATION, True), (0, False)):
+        assert np.array_equal(again.hidden(np.arange(9), epoch)[1], other.hidden(np.arange(9), epoch)[1]) == same
+
+
+def test_parts_weigh_by_their_predicted_tokens(tmp_path):
+    """Samples of words that the tokenizer does not know have few, or none, that could be predicted."""
+    tokenizer = train_tokenizer(["one two three four"] * 3, max_length=32)
+    texts = ["one two three four " * 10, "ж " * 42, "one " * 3 + "ж " * 80]
+    (tmp_path / "text.txt").write_text("\n\n".join(texts))
+    packed = Packed(tokenize_corpus([str(tmp_path / "text.txt")], tokenizer, tmp_path / "shards"), 16, (2, 3))
+    text = Text(packed, range(len(packed)), tokenizer, True)
+    chosen = np.arange(len(packed))
+    labels = text.hidden(chosen, 0)[1]
+    counts = (labels != -100).sum(1)
+    assert text.counts(chosen).tolist() == counts.tolist()
+    assert {0, 2} <= set(counts), "some samples have nothing to predict, most the usual share"
+    for processes, size in ((1, None), (1, 1), (2, 2), (3, None)):
+        found = [text.parts(chosen, 0, rank, processes, size) for rank in range(processes)]
+        parts = [(batch, part) for one in found for batch, part in one]
+        assert sum(part for _, part in parts) == pytest.approx(1.0)
+        for batch, part in parts:
+            assert (batch["labels"] != -100).any(), "the loss of every part is a number"
+            assert part in (0.0, pytest.approx(int((batch["labels"] != -100).sum()) / counts.sum()))
+    model = model_of(tokenizer).eval()
+    with torch.no_grad():
+        whole = model(**text.batch(chosen, 0)).loss
+        apart = sum(model(**batch).loss * part for batch, part in text.parts(chosen, 0, 0, 1, 1))
+    torch.testing.assert_close(apart, whole)
+
+
+def test_what_could_be_told_without_context(corpus):
+    """By hand; and no guess from a token's own place is better than the one that is taken."""
+    text = Text(packed_of(corpus), range(150), corpus[1], True)
+    held = Text(packed_of(corpus), range(150, 200), corpus[1], True)
+    seen = frequencies(text)
+    ids = text.packed.batch(range(150)).flatten().tolist()
+    ordinary = sorted(set(range(len(corpus[1]))) - set(corpus[1].all_special_ids))
+    total = sum(ids.count(i) + 1 for i in ordinary)
+    assert seen.tolist() == pytest.approx(
+        [(ids.count(i) + 1) / total if i in ordinary else 0 for i in range(len(seen))]
+    )
+    words = [i for i in held.packed.batch(range(150, 200)).flatten().tolist() if i in ordinary]
+    assert unigram_loss(seen, held) == pytest.approx(-sum(math.log(seen[i]) for i in words) / len(words))
+    nats = []
+    for row, labels in zip(*held.hidden(np.arange(50), EVALUATION), strict=True):
+        for given, label in zip(row.tolist(), labels.tolist(), strict=True):
+            if label == -100:
+                continue
+            joint = {
+                y: seen[y] * (0.8 if given == corpus[1].mask_token_id else 0.1 * (y == given) + 0.1 / len(ordinary))
+                for y in ordinary
+            }
+            nats.append(-math.log(joint[label] / sum(joint.values())))
+    assert context_free_loss(seen, held) == pytest.approx(sum(nats) / len(nats))
+    assert context_free_loss(seen, held) < unigram_loss(seen, held) - 0.1
 
 
 def test_interrupted_it_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, corpus):
@@ -196,9 +247,13 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path, corpus):
         ({"held_out": 10**6}, "too few for one batch of 8"),
         ({"batch_size": 10**6}, "too few for one batch of 1000000"),
         ({"held_out": 0}, "held_out is 0"),
+        ({"tokens": 0, "steps": None}, "tokens is 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             run(tmp_path / "run", corpus, **given)
+    seeing = AutoModelForCausalLM.from_config(model_of(corpus[1]).config)
+    with pytest.raises(ValueError, match="this BertLMHeadModel sees those after it as well; set is_decoder=True"):
+        run(tmp_path / "run", corpus, model=seeing, objective="clm", causal=True)
     small = model_of(train_tokenizer(["one two"]))
     with pytest.raises(ValueError, match=r"the tokenizer has 15 tokens, BertForMaskedLM has"):
         run(tmp_path / "run", corpus, model=small)

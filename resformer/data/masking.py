@@ -26,10 +26,9 @@ def mask_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and labels (B T, int64) of the samples number `samples` (B) with token ids `ids` (B T).
 
-    Of each sample round(share T) tokens are predicted, at least one and none that is special: as many in each, so that
-    the mean over the parts of a batch is the mean over the batch. Of these, 80 % become `mask_id`, 10 % a random token,
-    never a special one, and 10 % stay, as in BERT (arXiv:1810.04805). Labels are the ids of the predicted tokens and
-    -100 elsewhere.
+    Of each sample round(share T) tokens are predicted, at least one, none that is special, and fewer where fewer are
+    ordinary (`predicted`). Of these, 80 % become `mask_id`, 10 % a random token, never a special one, and 10 % stay,
+    as in BERT (arXiv:1810.04805). Labels are the ids of the predicted tokens and -100 elsewhere.
 
     epoch    from 0; `EVALUATION` for the masks of evaluation
     special  ids that are never predicted nor put in, such as `tokenizer.all_special_ids`
@@ -54,7 +53,7 @@ def mask_batch(
     fixed = np.isin(ids, special)
     draw = _uniform(_mix(keys + steps))  # (B T)
     draw[fixed] = 2.0  # never chosen
-    most = max(1, round(share * ids.shape[1]))
+    most = _most(ids, share)
     chosen = (draw <= np.partition(draw, most - 1, axis=1)[:, most - 1 : most]) & ~fixed
 
     rows, columns = np.nonzero(chosen)
@@ -68,6 +67,15 @@ def mask_batch(
     random = (fate >= MASKED) & (fate < MASKED + REPLACED)
     inputs[rows[random], columns[random]] = _ordinary(_mix(second[random]), vocab_size, special)
     return inputs, labels
+
+
+def predicted(ids: np.ndarray, special: np.ndarray, share: float = 0.15) -> np.ndarray:
+    """How many tokens of each of the samples `ids` (B T) `mask_batch` predicts, (B)."""
+    return np.minimum(_most(ids, share), (~np.isin(ids, special)).sum(1))
+
+
+def _most(ids: np.ndarray, share: float) -> int:
+    return max(1, round(share * ids.shape[1]))
 
 
 def mask_tokens(ids: np.ndarray, *, sample: int, **options) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Tokenised examples, grouped by length into batches whose order only the data and a seed decide."""
 
+import hashlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -79,6 +80,17 @@ def encode(
         left=tokenizer.padding_side == "left",
         truncated=truncated,
     )
+
+
+def fingerprint(splits: dict[str, Encoded]) -> str:
+    """SHA-256 of all that a model is shown of the splits: tokens and labels, in their order."""
+    digest = hashlib.sha256()
+    for name, split in splits.items():
+        arrays = {**split.columns, "starts": split.starts, "labels": split.labels}
+        for kind, array in arrays.items():
+            digest.update(f"{name} {kind} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _labels(split: Dataset, task: Task) -> np.ndarray:

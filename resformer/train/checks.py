@@ -89,27 +89,31 @@ def check_inputs(splits: dict[str, Encoded], model: PreTrainedModel) -> None:
         raise ValueError(f"the longest input has {longest} tokens, the model takes {positions}; lower max_length")
 
 
-def check_output(output: Path, config: dict[str, Any], *, overwrite: bool = False) -> None:
-    """The folder is new, empty, or holds an unfinished run of this very configuration; or, to overwrite, any run."""
+def check_folder(output: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """The folder is new, empty, or holds an unfinished run, or, to overwrite, any run; returns its configuration."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"the output {str(output)!r} is a file; give a folder")
     names = sorted(path.name for path in output.glob("[!.]*"))
     if not names:
-        return
+        return {}
     stored = read_json(output / "config.json")
     if stored is None:
         raise ValueError(
             f"the output folder {str(output)!r} is not empty and holds no run "
             f"({', '.join(names[:4])}{' ...' if len(names) > 4 else ''}); give a new folder"
         )
-    if overwrite:
-        return
-    if read_json(output / "result.json") is not None:
+    if not overwrite and read_json(output / "result.json") is not None:
         raise ValueError(
             f"this run is finished, its result is {str(output / 'result.json')!r}; give a new folder, or --overwrite "
             "to delete that run and start again"
         )
-    if other := differences(stored, config):
+    return stored
+
+
+def check_output(output: Path, config: dict[str, Any], *, overwrite: bool = False) -> None:
+    """`check_folder`, and an unfinished run in it is of this very configuration."""
+    stored = check_folder(output, overwrite=overwrite)
+    if stored and not overwrite and (other := differences(stored, config)):
         raise ValueError(
             f"the output folder {str(output)!r} holds an unfinished run of another configuration:\n"
             + "\n".join(other)

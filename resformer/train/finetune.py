@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from resformer.data.metrics import evaluate, score
 from resformer.data.tasks import Task
 from resformer.train import checks
-from resformer.train.batches import Encoded, encode, training_batches
+from resformer.train.batches import Encoded, encode, fingerprint, training_batches
 from resformer.train.cost import reset_peak_memory
 from resformer.train.flags import flags
 from resformer.train.loop import make_accelerator, predict
@@ -72,53 +72,56 @@ def finetune(
     `ValueError`, before any work, for arguments, a model, a tokenizer, data or a folder that do not fit.
     """
     settings = settings or Settings()
+    checks.check_folder(output := Path(output), overwrite=overwrite)
+    job = finetuning(model, tokenizer, task, data, settings, max_length=max_length, describe=describe)
+    reset_peak_memory(job.accelerator.device)
+    outcome = run(model, job, output, settings, resume=resume, overwrite=overwrite, progress=progress)
+    result = describe_run(outcome, job, model) | {"diagnostics": diagnostics or {}}
+    return finish(result, output, model, tokenizer, accelerator=job.accelerator, save_model=save_model, push_to=push_to)
+
+
+def finetuning(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    data: DatasetDict,
+    settings: Settings,
+    *,
+    max_length: int = 128,
+    describe: dict[str, Any] | None = None,
+) -> Job:
+    """What `finetune` runs, with all its checks."""
     check_positive(max_length=max_length)
     checks.check_trackers(settings.track)
     evaluated = checks.check_splits(data, task)
     checks.check_model(model, tokenizer, task)
     torch.set_float32_matmul_precision(settings.matmul_precision)
     accelerator = make_accelerator(settings.precision)
-    epoch = math.ceil(len(data["train"]) / settings.batch_size)
-    given = {"task": task.name, "max_length": max_length}
-    config = merged(describe or {}, given | settings.resolved(epoch))
-    checks.check_output(output := Path(output), config, overwrite=overwrite)
+    names = ("train", *evaluated)
     inputs = inspect.signature(model.forward).parameters
-    splits = {
-        name: encode(data[name], tokenizer, task, max_length=max_length, inputs=inputs)
-        for name in ("train", *evaluated)
-    }
+    splits = {name: encode(data[name], tokenizer, task, max_length=max_length, inputs=inputs) for name in names}
     checks.check_inputs(splits, model)
-
-    job = Job(
-        epoch=epoch,
-        batches=partial(_batches, splits["train"], settings),
-        first=lambda: next(training_batches(splits["train"], settings.batch_size, seed=settings.seed))[0][0],
-        evaluate=partial(_evaluate, task, data, splits, settings.batch_size, accelerator),
-        units=("examples", len(splits["train"]) / epoch),
-        tokens=float(splits["train"].lengths.sum()) / epoch,
-    )
-    reset_peak_memory(accelerator.device)
-    outcome = run(
-        model,
-        job,
-        output,
-        config,
-        settings,
+    train = splits["train"]
+    epoch = math.ceil(len(train) / settings.batch_size)
+    given = {"task": task.name, "max_length": max_length, "data_sha256": fingerprint(splits)}
+    return Job(
+        config=merged(describe or {}, given | settings.resolved(epoch)),
         accelerator=accelerator,
-        resume=resume,
-        overwrite=overwrite,
-        progress=progress,
+        epoch=epoch,
+        batches=partial(_batches, train, settings),
+        first=lambda: next(training_batches(train, settings.batch_size, seed=settings.seed))[0][0],
+        evaluate=partial(_evaluate, task, data, splits, settings.batch_size, accelerator),
+        flags=partial(_flags, task, splits),
+        units=("examples", len(train) / epoch),
+        tokens=float(train.lengths.sum()) / epoch,
+        longest=int(train.lengths.max()),
     )
-    result = describe_run(outcome, job, config, model, accelerator) | {"diagnostics": diagnostics or {}}
-    if outcome.status == "ok" and outcome.last is not None:
-        result["flags"] += flags(
-            task,
-            outcome.last.found[evaluated[0]],
-            splits[evaluated[0]].labels,
-            train_loss=result["train_loss"],
-            truncated=splits["train"].truncated / len(splits["train"]),
-        )
-    return finish(result, output, model, tokenizer, accelerator=accelerator, save_model=save_model, push_to=push_to)
+
+
+def _flags(task: Task, splits: dict[str, Encoded], last: Evaluation, train_loss: float) -> list[str]:
+    name, train = next(iter(last.found)), splits["train"]  # the first split that is evaluated
+    truncated = train.truncated / len(train)
+    return flags(task, last.found[name], splits[name].labels, train_loss=train_loss, truncated=truncated)
 
 
 def _batches(train: Encoded, settings: Settings, begin: int, rank: int, processes: int) -> Any:

@@ -16,7 +16,7 @@ FLAGS: dict[str, str] = {
     "at_chance": "correlation of answers and labels below two standard errors (2 / sqrt(examples))",
     "loss_above_chance": "final training loss above that of guessing uniformly, ln(classes), by more than 5 %",
     "truncated_inputs": "more than 5 % of the training examples were cut to the maximal length",
-    "no_context": "held-out loss not below that of guessing by frequency alone (unigram_loss)",
+    "no_context": "held-out loss not below that of the best guess without context (context_free_loss, unigram_loss)",
 }
 
 
@@ -39,7 +39,7 @@ def text_flags(metrics: dict[str, float], *, train_loss: float, vocabulary: int)
     """The flags of a pre-training run, from what its evaluation found and its final training loss."""
     raised = {
         "loss_above_chance": train_loss > 1.05 * math.log(vocabulary),
-        "no_context": metrics["loss"] >= metrics["unigram_loss"],
+        "no_context": metrics["loss"] >= metrics.get("context_free_loss", metrics["unigram_loss"]),
     }
     return [name for name in FLAGS if raised.get(name)]
 

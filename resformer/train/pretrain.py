@@ -4,75 +4,37 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.data.corpus import read_corpus
-from resformer.data.masking import EVALUATION, mask_batch
-from resformer.data.packing import Packed, order
+from resformer.data.masking import EVALUATION
+from resformer.data.packing import Packed
 from resformer.data.shards import fingerprint, tokenize_corpus
 from resformer.errors import unknown
 from resformer.sizes import longest_input
 from resformer.train import checks
-from resformer.train.batches import divide
 from resformer.train.cost import reset_peak_memory
 from resformer.train.flags import text_flags
-from resformer.train.loop import Part, make_accelerator
-from resformer.train.masked_head import find_head, pick, picking
+from resformer.train.loop import make_accelerator
+from resformer.train.masked_head import find_head, picking
 from resformer.train.numbers import check_positive
 from resformer.train.progress import progress_bar
 from resformer.train.result import describe_run, finish, merged
 from resformer.train.run import Evaluation, Job, run
 from resformer.train.settings import Settings
+from resformer.train.text import Text, context_free_loss, frequencies, unigram_loss
 
 OBJECTIVES = ("mlm", "clm")
-MASKED = 0.15  # of the tokens of a sample
-
-
-@dataclass(frozen=True)
-class Text:
-    """Packed samples, and what becomes of them as a function of seed, epoch and number alone."""
-
-    packed: Packed
-    samples: range  # of `packed`
-    objective: str
-    seed: int
-    hide: Callable[..., tuple[np.ndarray, np.ndarray]] | None  # of masked language modelling
-    picks: bool = False  # whether labels are given with their positions
-
-    def batch(self, chosen: np.ndarray, epoch: int) -> dict[str, Tensor]:
-        """Samples number `chosen` (B) as "input_ids" (B T) and "labels"."""
-        numbers = np.asarray(self.samples)[chosen]
-        ids = self.packed.batch(numbers)
-        if self.hide is None:
-            return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(ids)}
-        inputs, labels = self.hide(ids, numbers, seed=self.seed, epoch=epoch)
-        given = {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
-        return pick(given) if self.picks else given
-
-    def batches(self, settings: Settings, begin: int, rank: int, processes: int) -> Iterator[list[Part]]:
-        """This process's parts of the batches from step `begin` on; the last samples of an epoch, that fill no batch,
-        are left out."""
-        size = settings.batch_size
-        steps = len(self.samples) // size
-        for epoch in count(begin // steps):
-            row = order(len(self.samples), self.seed, epoch)
-            for step in range(begin % steps, steps):
-                chosen = row[step * size : (step + 1) * size]
-                parts = divide(chosen, rank, processes, settings.micro_batch_size)
-                yield [(self.batch(one, epoch), part) for one, part in parts]
-            begin = 0
 
 
 def pack(
@@ -142,70 +104,94 @@ def pretrain(
     of processes, and for a run that was resumed. The masks of evaluation are always the same. The head computes the
     masked tokens alone, where the model computes the same that way (checked at the start).
 
-    The metrics are "loss", in nats a predicted token, its "perplexity", and "unigram_loss": that of the frequencies of
-    the training text, which a model that uses no context cannot beat. The score is minus the loss. Returns what is in
-    result.json. Raises `ValueError`, before any work, for what does not fit.
+    The metrics are "loss", in nats a predicted token, its "perplexity", and what it is to be measured by:
+    "unigram_loss", of the frequencies of the training text, and of masked text "context_free_loss", of the best guess
+    from a token's own place (which 2 times in 10 is no mask), below which no model comes without context. The score is
+    minus the loss. Returns what is in result.json. Raises `ValueError`, before any work, for what does not fit.
     """
     settings = settings or Settings()
-    if objective not in OBJECTIVES:
-        raise unknown("objective", objective, OBJECTIVES)
-    checks.check_trackers(settings.track)
-    _check_model(model, tokenizer, packed, objective)
+    checks.check_folder(output := Path(output), overwrite=overwrite)
+    job = pretraining(
+        model, tokenizer, packed, settings, objective=objective, held_out=held_out, tokens=tokens, describe=describe
+    )
+    reset_peak_memory(job.accelerator.device)
+    outcome = run(model, job, output, settings, resume=resume, overwrite=overwrite, progress=progress)
+    result = describe_run(outcome, job, model)
+    return finish(result, output, model, tokenizer, accelerator=job.accelerator, save_model=save_model, push_to=push_to)
+
+
+def pretraining(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    packed: Packed,
+    settings: Settings,
+    *,
+    objective: str = "mlm",
+    held_out: Packed | int = 512,
+    tokens: int | None = None,
+    describe: dict[str, Any] | None = None,
+) -> Job:
+    """What `pretrain` runs, with all its checks."""
+    check_pretraining(model, tokenizer, settings, objective=objective, length=packed.length, tokens=tokens)
     train, held = _split(packed, held_out, settings.batch_size)
-    if tokens is not None:
-        check_positive(tokens=tokens)
-        if settings.steps is not None or settings.seconds is not None:
-            raise ValueError("tokens is a length of the run, and so are steps and seconds; give one of them")
-        settings = replace(settings, steps=max(1, round(tokens / (settings.batch_size * packed.length))))
-    torch.set_float32_matmul_precision(settings.matmul_precision)
-    accelerator = make_accelerator(settings.precision)
-    epoch = len(train[1]) // settings.batch_size
+    size, each = settings.batch_size, settings.batch_size * packed.length
+    epoch = len(train[1]) // size
+    length_of_run = settings if tokens is None else replace(settings, steps=max(1, round(tokens / each)))
     given = {
         "objective": objective,
         "length": packed.length,
         "samples": len(train[1]),
         "held_out": len(held[1]),
         "corpus_sha256": packed.shards.index["corpus"],
+        "validation_sha256": held[0].shards.index["corpus"],
         "tokenizer_sha256": packed.shards.index["tokenizer"],
     }
-    config = merged(describe or {}, given | settings.resolved(epoch))
-    checks.check_output(output := Path(output), config, overwrite=overwrite)
-
-    hide = partial(_hide, tokenizer) if objective == "mlm" else None
-    text = Text(*train, objective, settings.seed, hide)
+    masked = objective == "mlm"
+    text, unseen = (Text(*samples, tokenizer, masked, settings.seed) for samples in (train, held))
     head = None
-    if hide is not None:
-        probe = Text(*train, objective, settings.seed, hide).batch(np.arange(2), 0)
+    if masked:
+        probe = text.batch(np.arange(2), 0)
         head = find_head(model, {name: tensor.to(model.device) for name, tensor in probe.items()})
-        text = Text(*train, objective, settings.seed, hide, picks=head is not None)
-    special = np.asarray(tokenizer.all_special_ids if objective == "mlm" else (), dtype=np.int64)  # never predicted
-    unseen = Text(*held, objective, settings.seed, hide, picks=head is not None)
-    job = Job(
+    seen = frequencies(text)
+    floors = {"unigram_loss": unigram_loss(seen, unseen)}
+    if masked:
+        floors["context_free_loss"] = context_free_loss(seen, unseen)
+    torch.set_float32_matmul_precision(settings.matmul_precision)
+    accelerator = make_accelerator(settings.precision)
+    picking_text, picking_unseen = (replace(one, picks=head is not None) for one in (text, unseen))
+    return Job(
+        config=merged(describe or {}, given | length_of_run.resolved(epoch)),
+        accelerator=accelerator,
         epoch=epoch,
-        batches=partial(text.batches, settings),
-        first=lambda: Text(*train, objective, settings.seed, hide).batch(np.arange(settings.batch_size), 0),
-        evaluate=partial(_evaluate, unseen, settings.batch_size, _unigram_loss(text, unseen, special), accelerator),
-        units=("tokens", settings.batch_size * packed.length),
-        tokens=float(settings.batch_size * packed.length),
+        batches=partial(picking_text.batches, size, settings.micro_batch_size),
+        first=lambda: text.batch(np.arange(size), 0),
+        evaluate=partial(_evaluate, picking_unseen, size, floors, accelerator),
+        flags=partial(_flags, model.config.vocab_size),
+        units=("tokens", each),
+        tokens=float(each),
+        longest=packed.length,
+        around=partial(picking, model, head) if head is not None else nullcontext,
     )
-    reset_peak_memory(accelerator.device)
-    with picking(model, head) if head is not None else nullcontext():
-        outcome = run(
-            model,
-            job,
-            output,
-            config,
-            settings,
-            accelerator=accelerator,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    result = describe_run(outcome, job, config, model, accelerator)
-    if outcome.status == "ok":
-        vocabulary = model.config.vocab_size
-        result["flags"] += text_flags(result["metrics"], train_loss=result["train_loss"], vocabulary=vocabulary)
-    return finish(result, output, model, tokenizer, accelerator=accelerator, save_model=save_model, push_to=push_to)
+
+
+def check_pretraining(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    *,
+    objective: str,
+    length: int,
+    tokens: int | None,
+) -> None:
+    """What can be told before there are samples: `ValueError` for a model, a tokenizer or a length that do not fit."""
+    if objective not in OBJECTIVES:
+        raise unknown("objective", objective, OBJECTIVES)
+    checks.check_trackers(settings.track)
+    if tokens is not None:
+        check_positive(tokens=tokens)
+        if settings.steps is not None or settings.seconds is not None:
+            raise ValueError("tokens is a length of the run, and so are steps and seconds; give one of them")
+    _check_model(model, tokenizer, length, objective)
 
 
 Samples = tuple[Packed, range]
@@ -229,7 +215,7 @@ def _split(packed: Packed, held_out: Packed | int, batch_size: int) -> tuple[Sam
     return train, held
 
 
-def _check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, packed: Packed, objective: str) -> None:
+def _check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, objective: str) -> None:
     name = type(model).__name__
     suffixes = {"mlm": ("ForMaskedLM",), "clm": ("LMHeadModel", "ForCausalLM")}[objective]
     if not name.endswith(suffixes):
@@ -245,55 +231,42 @@ def _check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pac
             "belongs to the model"
         )
     positions = longest_input(model)
-    if positions is not None and packed.length > positions:
-        raise ValueError(f"samples have {packed.length} tokens, and the model takes {positions}; give shorter ones")
-
-
-def _hide(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, samples: np.ndarray, *, seed: int, epoch: int):
-    return mask_batch(
-        ids,
-        samples,
-        seed=seed,
-        epoch=epoch,
-        vocab_size=len(tokenizer),
-        mask_id=tokenizer.mask_token_id,
-        special=np.asarray(tokenizer.all_special_ids),
-        share=MASKED,
-    )
+    if positions is not None and length > positions:
+        raise ValueError(f"samples have {length} tokens, and the model takes {positions}; give shorter ones")
+    if objective == "clm" and not _is_causal(model):
+        raise ValueError(
+            f"objective 'clm' predicts each token from those before it, and this {name} sees those after it as well; "
+            "set is_decoder=True in its configuration, take a decoder such as family 'gpt2', or objective 'mlm'"
+        )
 
 
 @torch.no_grad()
-def _evaluate(text: Text, batch_size: int, unigram: float, accelerator: Accelerator, model: Any) -> Evaluation:
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether a token changes nothing before it."""
+    training = model.training
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device) % model.config.vocab_size
+    logits = model.eval()(input_ids=ids).logits[:, :3]
+    model.train(training)
+    return torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def _evaluate(text: Text, size: int, floors: dict[str, float], accelerator: Accelerator, model: Any) -> Evaluation:
     """The mean loss over the predicted tokens of the held-out samples, each once."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-    for start in range(0, len(text.samples), batch_size):
-        chosen = np.arange(start, min(start + batch_size, len(text.samples)))
-        ((own, part),) = divide(chosen, accelerator.process_index, accelerator.num_processes, None)
-        batch = {name: tensor.to(accelerator.device) for name, tensor in text.batch(own, EVALUATION).items()}
-        weight = part * len(chosen)  # 0 where there are fewer samples than processes
+    for start in range(0, len(text.samples), size):
+        chosen = np.arange(start, min(start + size, len(text.samples)))
+        tokens = text.counts(chosen).sum()
+        ((batch, part),) = text.parts(chosen, EVALUATION, accelerator.process_index, accelerator.num_processes, None)
+        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+        weight = part * tokens  # 0 where there are fewer samples than processes
         sums += torch.stack([model(**batch).loss.double() * weight, torch.full_like(sums[0], weight)])
-    total, samples = accelerator.reduce(sums, "sum").tolist()
-    loss = total / samples
-    metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "unigram_loss": unigram}
-    return Evaluation(-loss, metrics, {"held_out": int(samples)})
+    total, tokens = accelerator.reduce(sums, "sum").tolist()
+    loss = total / tokens
+    metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **floors}
+    return Evaluation(-loss, metrics, {"held_out": len(text.samples)})
 
 
-def _unigram_loss(train: Text, held: Text, special: np.ndarray, most: int = 4096) -> float:
-    """Nats a held-out token under the frequencies of training (of at most so many samples), one more than are seen."""
-
-    def counts(text: Text) -> np.ndarray:
-        samples: Sequence[int] = text.samples[:: max(1, len(text.samples) // most)]
-        found = np.zeros(0, dtype=np.int64)
-        for i in samples:
-            here = np.bincount(text.packed[i])
-            found = np.pad(found, (0, max(0, len(here) - len(found))))
-            found[: len(here)] += here
-        return found
-
-    seen, unseen = counts(train), counts(held)
-    size = max(len(seen), len(unseen))
-    kept = np.setdiff1d(np.arange(size), special)
-    seen, unseen = (np.pad(one, (0, size - len(one)))[kept] for one in (seen, unseen))
-    frequencies = (seen + 1) / (seen + 1).sum()
-    return float(-(unseen * np.log(frequencies)).sum() / unseen.sum())
+def _flags(vocabulary: int, last: Evaluation, train_loss: float) -> list[str]:
+    return text_flags(last.metrics, train_loss=train_loss, vocabulary=vocabulary)

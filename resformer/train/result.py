@@ -26,12 +26,10 @@ from resformer.train.loop import WINDOW
 from resformer.train.run import Job, Outcome
 
 VERSION = 1  # of result.json
-LOWER = ("loss", "perplexity", "unigram_loss")
+LOWER = ("loss", "perplexity", "unigram_loss", "context_free_loss")
 
 
-def describe_run(
-    outcome: Outcome, job: Job, config: dict[str, Any], model: PreTrainedModel, accelerator: Accelerator
-) -> dict[str, Any]:
+def describe_run(outcome: Outcome, job: Job, model: PreTrainedModel) -> dict[str, Any]:
     """Status, losses, score and metrics of the last evaluation, the best one, cost and provenance.
 
     `train_loss` is the mean of the last 25 steps, `loss_curve` [last step, mean loss] of each window of 25 steps; the
@@ -39,19 +37,23 @@ def describe_run(
     """
     losses = [step.loss for step in outcome.steps]
     last = outcome.last if outcome.status == "ok" else None
+    train_loss = fmean(losses[-WINDOW:]) if losses else None
+    flags = ["gradient_spikes"] if spiked([step.grad_norm for step in outcome.steps]) else []
+    if last is not None and train_loss is not None:
+        flags += job.flags(last, train_loss)
     unit, each = job.units
     return {
         "version": VERSION,
-        "config": config,
+        "config": job.config,
         "status": outcome.status,
-        "flags": ["gradient_spikes"] if spiked([step.grad_norm for step in outcome.steps]) else [],
+        "flags": flags,
         "notes": outcome.notes,
         "score": last.score if last else None,
         "metrics": last.metrics if last else {},
         "examples": last.counts if last else {},  # that they were measured on
         "lower_is_better": [name for name in last.metrics if name in LOWER] if last else [],
         "best": outcome.best,
-        "train_loss": fmean(losses[-WINDOW:]) if losses else None,
+        "train_loss": train_loss,
         "loss_curve": _curve(losses),
         "cost": {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -61,9 +63,9 @@ def describe_run(
             "flops": 6 * _computing(model) * len(outcome.steps) * job.tokens,  # arXiv:2001.08361, attention left out
             "seconds": outcome.seconds,  # of training, with evaluations on the way, over all sittings
             f"{unit}_per_second": len(outcome.steps) * each / outcome.seconds if outcome.seconds else None,
-            "peak_memory_mb": peak_memory_mb(accelerator.device),
+            "peak_memory_mb": peak_memory_mb(job.accelerator.device),
         },
-        "provenance": provenance() | {"device": _device(accelerator), "processes": accelerator.num_processes},
+        "provenance": provenance() | {"device": _device(job.accelerator), "processes": job.accelerator.num_processes},
     }
 
 

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,23 +48,33 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Job:
-    """What a run trains on.
+    """What a run trains on, checked and made ready.
 
     Args:
+        config: all that the outcome depends on.
+        accelerator: of the precision that is asked for.
         epoch: optimizer steps in one pass over the data.
         batches: (steps taken, process, processes) -> this process's parts of each further batch.
         first: the first batch whole, by which schemes calibrate that ask for it.
         evaluate: the prepared model -> an `Evaluation`; called on every process.
+        flags: (the last evaluation, the final training loss) -> what to notice.
         units: what is counted ("examples", "tokens"), and how many of them a step has on average.
         tokens: of text in a step, on average.
+        longest: tokens of the longest input.
+        around: within which the model computes the job.
     """
 
+    config: dict[str, Any]
+    accelerator: Accelerator
     epoch: int
     batches: Callable[[int, int, int], Iterator[list[Part]]]
     first: Callable[[], dict[str, Tensor]]
     evaluate: Callable[[Any], Evaluation]
+    flags: Callable[[Evaluation, float], list[str]]
     units: tuple[str, float]
     tokens: float
+    longest: int
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass
@@ -91,10 +101,8 @@ def run(
     model: PreTrainedModel,
     job: Job,
     output: Path,
-    config: dict[str, Any],
     settings: Settings,
     *,
-    accelerator: Accelerator,
     resume: str = "auto",
     overwrite: bool = False,
     progress: bool = True,
@@ -107,20 +115,21 @@ def run(
     with status "stopped". Under `accelerate launch` every process calls this, and the main one writes.
 
     Args:
-        config: all that the outcome depends on; a folder with another one is refused.
+        output: new or empty, or with an unfinished run of this configuration.
         resume: "auto", from the newest whole checkpoint of this folder, if there is one; "never"; or the folder of one
             checkpoint.
         overwrite: delete what an earlier run left in this folder.
     """
-    start, notes = open_folder(output, config, resume, overwrite, accelerator)
+    accelerator = job.accelerator
+    start, notes = open_folder(output, job.config, resume, overwrite, accelerator)
     main = accelerator.is_main_process
-    with stop_requests() as stop, _random_states_kept(accelerator):
-        sitting = _Sitting(model, job, output, config, settings, accelerator, start, stop)
+    with job.around(), stop_requests() as stop, _random_states_kept(accelerator):
+        sitting = _Sitting(model, job, output, settings, start, stop)
         sitting.outcome.notes += notes
         begin, steps = sitting.begin, sitting.steps
         if main:
             go_on_from(output, begin, sitting.logged())
-        _trackers(accelerator, settings, output, config)
+        _trackers(accelerator, settings, output, job.config)
         layers_log = output / LAYERS if main else None
         with (
             progress_bar(steps or 0, shown=progress and main, seconds=settings.seconds) as update,
@@ -144,6 +153,17 @@ def run(
     return sitting.outcome
 
 
+def make_ready(model: PreTrainedModel, job: Job, settings: Settings) -> None:
+    """Move a model to its device, calibrate its scheme where that is open, and set how it computes."""
+    device = job.accelerator.device
+    model.to(device)
+    if uncalibrated(model):  # before it is wrapped, and on the whole batch, so that every process finds the same
+        calibrate(model, {name: tensor.to(device) for name, tensor in job.first().items()})
+    if settings.gradient_checkpointing:
+        of_any_version = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        of_any_version({"use_reentrant": False})
+
+
 class _Sitting:
     """One sitting of a run: from a checkpoint, or the beginning, to the end or an interruption."""
 
@@ -152,26 +172,17 @@ class _Sitting:
         model: PreTrainedModel,
         job: Job,
         output: Path,
-        config: dict[str, Any],
         settings: Settings,
-        accelerator: Accelerator,
         start: Path | None,
         stop: Callable[[], bool],
     ) -> None:
-        self.job, self.output, self.config, self.settings = job, output, config, settings
-        self.accelerator, self.stop = accelerator, stop
+        self.job, self.output, self.settings, self.stop = job, output, settings, stop
+        self.accelerator = accelerator = job.accelerator
         self.outcome = Outcome()
         self.begin = 0  # steps taken before
         self.evaluated: int | None = None  # after which step
         self.steps: int | None = settings.resolved(job.epoch).get("steps")  # None: until the time is over
-        model.to(accelerator.device)
-        if uncalibrated(model):  # before it is wrapped, and on the whole batch, so that every process finds the same
-            calibrate(model, {name: tensor.to(accelerator.device) for name, tensor in job.first().items()})
-        if settings.gradient_checkpointing:
-            of_any_version = (
-                getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            )
-            of_any_version({"use_reentrant": False})
+        make_ready(model, job, settings)
         groups = param_groups(model, settings.learning_rate, settings.weight_decay, settings.scheme_lr_multiplier)
         self.peaks = [group["lr"] for group in groups]
         optimizer = torch.optim.AdamW(groups, fused=True)  # deep narrow nets have thousands of small parameters
@@ -284,7 +295,7 @@ class _Sitting:
         folder, accelerator, keep = self.output / CHECKPOINTS, self.accelerator, self.settings.keep
         try:
             save_checkpoint(
-                folder, step, self.model, self.optimizer, state, self.config, accelerator=accelerator, keep=keep
+                folder, step, self.model, self.optimizer, state, self.job.config, accelerator=accelerator, keep=keep
             )
         except OSError as error:
             self.outcome.notes.append(f"no checkpoint after step {step}: {error.strerror or error}")
