@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C
-            typer.echo("resformer: stopped; what is finished of a comparison stays, and is not run again", err=True)
+            typer.echo("resformer: stopped; the same command goes on from what it has saved", err=True)
         raise
 
 
@@ -145,7 +146,7 @@ def finetune(
     max_length: Annotated[int, typer.Option(help="Tokens; longer inputs are cut.")] = 128,
     resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a step takes, take one, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, try two steps, write nothing.")] = False,
     save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
     push_to: Annotated[str | None, typer.Option("--push-to-hub", help="OWNER/NAME on the hub. [default: no]")] = None,
     config: Config = None,
@@ -155,10 +156,14 @@ def finetune(
 
     from resformer.data.source import load_source
     from resformer.data.tokenizer import train_tokenizer
+    from resformer.train.checks import check_folder
     from resformer.train.finetune import finetune as run
+    from resformer.train.finetune import finetuning
     from resformer.train.load import start_model
+    from resformer.train.rehearsal import rehearse
 
     _quiet()
+    check_folder(output, overwrite=overwrite)
     task, splits = load_source(source, say=_say)
     words = None
     if start.model is None and start.tokenizer is None:
@@ -171,9 +176,12 @@ def finetune(
         length=max_length,
         task=task,
         tokenizer=words,
+        say=_say,
     )
+    describe = start.described() | source.described()
     if dry_run:
-        _rehearse(model, settings, max_length)
+        job = finetuning(model, tokenizer, task, splits, settings, max_length=max_length, describe=describe)
+        _show_once(rehearse(model, job, output, settings, overwrite=overwrite))
         return
     result = run(
         model,
@@ -187,7 +195,7 @@ def finetune(
         overwrite=overwrite,
         save_model=save_model,
         push_to=push_to,
-        describe=start.described() | source.described(),
+        describe=describe,
     )
     _tell(result, output)
 
@@ -257,7 +265,7 @@ def pretrain(
     shards: Annotated[Path | None, typer.Option(help="Folder for the corpus as tokens. [default: a cache]")] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a step takes, take one, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, try two steps, write nothing.")] = False,
     save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
     push_to: Annotated[str | None, typer.Option("--push-to-hub", help="OWNER/NAME on the hub. [default: no]")] = None,
     config: Config = None,
@@ -265,34 +273,40 @@ def pretrain(
     """Pre-train a model on text, by masked or causal language modelling."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+    from resformer.train.checks import check_folder
     from resformer.train.load import start_model
-    from resformer.train.pretrain import OBJECTIVES, pack
+    from resformer.train.pretrain import OBJECTIVES, check_pretraining, pack, pretraining
     from resformer.train.pretrain import pretrain as run
+    from resformer.train.rehearsal import rehearse
 
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
     _quiet()
+    check_folder(output, overwrite=overwrite)
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForCausalLM
-    model, tokenizer = start_model(start, auto, seed=settings.seed, length=max_length)
-    if dry_run:
-        _rehearse(model, settings, max_length)
-        return
+    model, tokenizer = start_model(start, auto, seed=settings.seed, length=max_length, say=_say)
+    aims: dict[str, Any] = {"objective": objective, "tokens": tokens, "describe": start.described()}
+    check_pretraining(
+        model, tokenizer, settings, objective=objective, length=max_length, tokens=tokens, held_out=held_out
+    )
     packed = pack(corpus, tokenizer, max_length, objective, shards=shards, column=column, tell=_say)
     held = pack(validation, tokenizer, max_length, objective, column=column, tell=_say) if validation else held_out
+    if dry_run:
+        job = pretraining(model, tokenizer, packed, settings, held_out=held, **aims)
+        _show_once(rehearse(model, job, output, settings, overwrite=overwrite))
+        return
     result = run(
         model,
         tokenizer,
         packed,
         output,
         settings,
-        objective=objective,
         held_out=held,
-        tokens=tokens,
         resume=resume,
         overwrite=overwrite,
         save_model=save_model,
         push_to=push_to,
-        describe=start.described(),
+        **aims,
     )
     _tell(result, output)
 
@@ -421,34 +435,42 @@ def _command() -> str:
 
 def _quiet() -> None:
     """Leave the terminal to our own progress: no bars and no report about the head, which is new by intent."""
+    import warnings
+
     from transformers.utils import logging
 
+    warnings.formatwarning = lambda message, *rest: f"note: {message}\n"
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
 
 def _say(text: str) -> None:
-    """On stderr, of one process."""
+    """On stderr, of one process, in lines that a terminal shows."""
     if os.environ.get("RANK", "0") == "0":  # under accelerate launch
-        typer.echo(text, err=True)
+        typer.echo(_lines(text), err=True)
 
 
-def _rehearse(model: Any, settings: Settings, length: int) -> None:
-    from resformer.train.plan import plan
+def _lines(text: str) -> str:
+    return textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
-    batch = settings.micro_batch_size or settings.batch_size
-    _show(plan(model, batch=batch, length=length, precision=settings.precision))
+
+def _show_once(what: Any) -> None:
+    if os.environ.get("RANK", "0") == "0":  # under accelerate launch
+        _show(what)
 
 
 def _tell(result: dict[str, Any], output: Path) -> None:
+    from resformer.train.flags import FLAGS
+
     if os.environ.get("RANK", "0") != "0":  # under accelerate launch one process speaks
         return
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
-    typer.echo(f"{result['status']}, training loss {result['train_loss']}; {metrics or 'no metrics'}")
+    loss = "no loss" if result["train_loss"] is None else f"training loss {result['train_loss']:.4f}"
+    typer.echo(_lines(f"{result['status']}, {loss}; {metrics or 'no metrics'}"))
     if result["status"] != "stopped":
         typer.echo(f"result: {output / 'result.json'}")
-    for note in result["notes"]:
-        typer.echo(f"note: {note}", err=True)
+    for flag in result["flags"]:
+        typer.echo(_lines(f"flag {flag}: {FLAGS[flag]}"), err=True)
     if result["status"] == "stopped":
         typer.echo("asked to stop; the same command goes on from the newest checkpoint", err=True)
         raise typer.Exit(75)

@@ -109,9 +109,7 @@ def build_encoder(
             f"family {family!r} has no {getattr(auto, '__name__', auto)!s}; give an auto class of transformers that "
             f"knows {type(config).__name__}, such as {', '.join(_heads(type(config)))}"
         )
-    if (
-        auto is AutoModelForCausalLM and getattr(config, "is_decoder", None) is False
-    ):  # else it sees what it is to tell
+    if auto is AutoModelForCausalLM and getattr(config, "is_decoder", None) is False:  # else it sees what it is to tell
         config.is_decoder = True
     model = auto.from_config(config, **({"attn_implementation": attention} if attention else {}))
     pads = model.get_input_embeddings().padding_idx

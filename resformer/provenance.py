@@ -1,20 +1,32 @@
-"""What a result was made with: versions, machine, commit, time. Needs no torch."""
+"""What a result was made with: versions, machine, commit, command, time. Needs no torch."""
 
 import functools
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("resformer", "torch", "transformers", "accelerate", "datasets")
+PACKAGES = (
+    "resformer",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+)
 HERE = Path(__file__).resolve().parent
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, Python, platform, commit of this package's code, and the time now (UTC, ISO 8601).
+    """Versions, Python, platform, commit of this package's code, the command line, and the time now (UTC, ISO 8601).
 
     A package that is not installed has version None. `git` and `dirty` are None unless this package
     is code tracked by git; `dirty` then says whether the package's own files differ from the commit.
@@ -24,6 +36,7 @@ def provenance() -> dict[str, Any]:
         **{name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "command": shlex.join(sys.argv),
         "git": commit,
         "dirty": dirty,
         "finished": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),

@@ -152,7 +152,9 @@ def test_finetune_on_files_of_ones_own(resformer, checkpoint, tmp_path):
     common = ("finetune", "--model", checkpoint, *own, "--steps", 2, "--batch-size", 4)
     code, text = resformer(*common, *columns, "--output", tmp_path / "classes")
     assert code == 0, text
-    assert "own: text body; label grade: 3 classes (0, 1, 2); train 20 rows, validation 6 rows" in text
+    assert "own: text body; label grade: 3 classes (0, 1, 2); train 20 rows, validation 6 rows" in " ".join(
+        text.split()
+    )
     result = json.loads((tmp_path / "classes/result.json").read_text())
     assert {"accuracy", "macro_f1"} <= set(result["metrics"])
     assert result["config"]["task"] == "own"
@@ -215,7 +217,7 @@ WRONG = [
     (("report", "nowhere"), "nowhere"),
     (("finetune", "--task", "agreement", "--output", "x"), "give --model, a checkpoint, or --depth and --width"),
     ((*TUNE, "--depth", "2"), "are both given; a run has one model"),
-    ((*TUNE, "--width", "8"), "are of a new model"),
+    ((*TUNE, "--width", "8"), "--width: of a new model"),
     ((*TUNE, "--steps", "0"), "steps is 0"),
     ((*TUNE, "--seconds", "-1"), "seconds is -1.0"),
     ((*TUNE, "--steps", "3", "--seconds", "5"), "a run has one length"),
@@ -244,6 +246,17 @@ WRONG = [
     (("predict", "MODEL", "--task", "agreement", "--split", "validation", "--output", "x"), "not fine-tuned"),
     (("finetune", "--model", "MODEL", "--task", "agreement", "--placement", "pre", "--output", "x"), "scheme as well"),
     (("finetune", "--model", "MODEL", "--task", "agreement", "--train-size", "0", "--output", "x"), "train_size"),
+    ((*TUNE, "--dropout", "0.5", "--heads", "3"), "--heads, --dropout: of a new model"),
+    ((*TUNE, "--init", "foo"), "unknown init 'foo'. Known: paper, preserve"),
+    ((*TUNE, "--init", "preserve"), "init 'preserve' is of a scheme"),
+    ((*TUNE, "--seed", "99999999999999999999"), "below 2^63"),
+    ((*TUNE, "--max-length", "2"), "max_length is 2, and 2 tokens are special"),
+    ((*TUNE, "--push-to-hub", "mine"), "OWNER/NAME"),
+    ((*TUNE, "--dry-run", "--track", "wandbb"), "'wandb'"),
+    (("finetune", "--model", "./nowhere", "--task", "agreement", "--output", "x"), "there is no such folder"),
+    (("pretrain", "--corpus", "nothing*.txt", "--model", "MODEL", "--output", "x", "--dry-run"), "nothing*.txt"),
+    (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--tokens", "0"), "tokens is 0"),
+    (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--held-out", "0"), "held_out is 0"),
     ((*COMPARE, "--weight-init", "xav"), "'xavier'"),
     ((*COMPARE, "--precision", "fp8"), "fp8"),
     ((*COMPARE, "--max-length", "2"), "max_length"),
@@ -303,10 +316,20 @@ def test_a_new_model_of_the_words_of_a_task(resformer, tmp_path):
     arguments = ("finetune", *sizes, "--task", "agreement", "--output", tmp_path / "a")
     code, text = resformer(*arguments, "--dry-run")
     assert code == 0
-    assert "activations" in text
+    for words in ("3 steps of 32 examples, 1.5 passes", "first step   loss 0.", "activations"):
+        assert words in text
     assert not (tmp_path / "a").exists()
     code, text = resformer(*arguments)
     assert code == 0, text
+    assert "flag constant_prediction: gave every" in text
+    assert max(map(len, text.splitlines())) <= 80 or str(tmp_path) in text
+    code, text = resformer(*arguments, "--dry-run")
+    assert code == 2
+    assert "this run is finished" in text
+    again = ("finetune", "--task", "agreement", "--output", tmp_path / "b", "--model", tmp_path / "a")
+    code, text = resformer(*again)
+    assert code == 2
+    assert "is the folder of a run; its model is" in text
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert (config["depth"], config["width"], config["scheme"], config["train_size"]) == (2, 8, "rezero", 50)
     assert "model" not in config

@@ -63,8 +63,10 @@ def save_checkpoint(
             shutil.rmtree(final)
         os.replace(temporary, final)
         fsync_folder(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # as torch tells of a full disk
+            raise error.__context__ from error
         raise
     for path in _all(folder)[keep:]:
         shutil.rmtree(path)
@@ -116,14 +118,15 @@ def _all(folder: Path) -> list[Path]:
 def _broken(path: Path) -> str | None:
     try:
         promised = json.loads((path / COMPLETE).read_text())
-    except (OSError, ValueError):
+        size = f"{promised['bytes']:,} bytes"
+    except (OSError, ValueError, TypeError, LookupError):
         return f"it has no {COMPLETE}, so it was not written to its end"
     try:
         found = _measure(path / DATA)
     except OSError as error:
         return f"{DATA} cannot be read: {error.strerror}"
     if found != promised:
-        return f"{DATA} has {found['bytes']:,} bytes, and another content than the {promised['bytes']:,} bytes written"
+        return f"{DATA} has {found['bytes']:,} bytes, and another content than the {size} written"
     return None
 
 

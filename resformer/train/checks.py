@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +53,12 @@ def check_trackers(names: Sequence[str]) -> None:
             raise unknown("tracker", name, {*LoggerType.list(), *own} - {"all"})
         if name not in ready | own:
             raise ValueError(f"tracker {name!r} is not installed; pip install {name}, or leave it out of --track")
+
+
+def check_hub_name(name: str | None) -> None:
+    """A repository of the hub is named OWNER/NAME."""
+    if name is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"push_to is {name!r}; name a repository of the hub, OWNER/NAME")
 
 
 def check_splits(data: DatasetDict, task: Task) -> tuple[str, ...]:

@@ -21,10 +21,11 @@ from resformer.train import checks
 from resformer.train.batches import Encoded, encode, fingerprint, training_batches
 from resformer.train.cost import reset_peak_memory
 from resformer.train.flags import flags
+from resformer.train.job import Evaluation, Job
 from resformer.train.loop import make_accelerator, predict
 from resformer.train.numbers import check_positive
 from resformer.train.result import describe_run, finish, merged
-from resformer.train.run import Evaluation, Job, run
+from resformer.train.run import run
 from resformer.train.settings import Settings
 
 SUFFIXES = {"validation_mismatched": "_mm"}  # of the metrics on a split; none for the others
@@ -72,11 +73,12 @@ def finetune(
     `ValueError`, before any work, for arguments, a model, a tokenizer, data or a folder that do not fit.
     """
     settings = settings or Settings()
+    checks.check_hub_name(push_to)
     checks.check_folder(output := Path(output), overwrite=overwrite)
     job = finetuning(model, tokenizer, task, data, settings, max_length=max_length, describe=describe)
     reset_peak_memory(job.accelerator.device)
     outcome = run(model, job, output, settings, resume=resume, overwrite=overwrite, progress=progress)
-    result = describe_run(outcome, job, model) | {"diagnostics": diagnostics or {}}
+    result = describe_run(outcome, job, model, settings) | {"diagnostics": diagnostics or {}}
     return finish(result, output, model, tokenizer, accelerator=job.accelerator, save_model=save_model, push_to=push_to)
 
 
@@ -92,6 +94,11 @@ def finetuning(
 ) -> Job:
     """What `finetune` runs, with all its checks."""
     check_positive(max_length=max_length)
+    special = tokenizer.num_special_tokens_to_add(pair=len(task.texts) == 2)
+    if max_length <= special:
+        raise ValueError(
+            f"max_length is {max_length}, and {special} tokens are special; give room for text, such as 128"
+        )
     checks.check_trackers(settings.track)
     evaluated = checks.check_splits(data, task)
     checks.check_model(model, tokenizer, task)
@@ -114,7 +121,7 @@ def finetuning(
         flags=partial(_flags, task, splits),
         units=("examples", len(train) / epoch),
         tokens=float(train.lengths.sum()) / epoch,
-        longest=int(train.lengths.max()),
+        heaviest=lambda n: train.collate(np.argsort(-train.lengths, kind="stable")[:n]),
     )
 
 

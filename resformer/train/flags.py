@@ -25,7 +25,7 @@ def flags(task: Task, predictions: np.ndarray, labels: np.ndarray, *, train_loss
 
     `train_loss` is the final training loss, `truncated` the share of training examples that were cut.
     """
-    constant = bool((predictions == predictions[0]).all())
+    constant = bool(np.ptp(predictions) <= 1e-9)
     raised = {
         "constant_prediction": constant,
         "at_chance": constant or _correlation(task, predictions, labels) < 2 / math.sqrt(len(labels)),

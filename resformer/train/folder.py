@@ -16,7 +16,8 @@ from resformer.train.checkpoints import CONFIG, newest, step_of
 
 CHECKPOINTS = "checkpoints"
 TRAIN, EVALUATIONS, LAYERS = LOGS = ("train.jsonl", "evaluations.jsonl", "layers.jsonl")
-WRITTEN = ("config.json", "result.json", "README.md", *LOGS, CHECKPOINTS, "model", "trackers")
+PROJECT = "resformer"  # the name under which trackers know runs, and the folder of those that write files
+WRITTEN = ("config.json", "result.json", *LOGS, CHECKPOINTS, "model", PROJECT)
 
 
 def open_folder(

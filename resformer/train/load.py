@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from resformer.checkpoint import from_pretrained, read_config
 from resformer.data.tasks import Task
 from resformer.encoders import build_encoder
-from resformer.patching import patch
+from resformer.patching import patch, unpatch
+from resformer.sizes import Match, layer_parameters
 from resformer.train.start import Start
 
 SHORT = 256  # tokens, up to which eager attention with dropout is faster than sdpa on CPUs
@@ -27,12 +29,16 @@ def start_model(
     length: int,
     task: Task | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of a run, of an Auto class, and its tokenizer; what is new is drawn from the seed.
 
     length     tokens of the longest input
     task       whose labels the model gives
     tokenizer  of a new model for which none is named
+    say        is given a line about a width that was found for a number of parameters
+
+    A new model without a scheme is a plain one of transformers, which needs no resformer.
     """
     name, options = start.patching
     attention = start.attention or _attention(length)
@@ -74,6 +80,10 @@ def start_model(
         attention=attention,
         **options,
     )
+    if (wanted := getattr(model.config, "matched_parameters", None)) is not None:
+        say(f"matched: {Match(model.config.hidden_size, layer_parameters(model), wanted)}")
+    if name is None:
+        unpatch(model)
     if task is not None:
         _name_labels(task, model.config)
     return model, tokenizer
@@ -100,12 +110,15 @@ def load_model(
 
     Raises `ValueError` if the folder holds no model, or holds a patched one while a scheme is given.
     """
+    if (Path(path) / "result.json").is_file() and (Path(path) / "model" / "config.json").is_file():
+        raise ValueError(f"{path!r} is the folder of a run; its model is {str(Path(path) / 'model')!r}")
     if Path(path).exists() and not (Path(path) / "config.json").is_file():
         raise ValueError(f"model {path!r} holds no config.json; give the folder of a transformers checkpoint")
     try:
         config = read_config(path)
     except OSError as error:
-        raise ValueError(f"cannot read model {path!r}: {str(error).splitlines()[0]}") from error
+        here = "" if Path(path).exists() else "there is no such folder, and from the hub: "
+        raise ValueError(f"cannot read model {path!r}: {here}{str(error).splitlines()[0]}") from error
     if task is not None:
         config.num_labels = _classes(task)
         _name_labels(task, config)
@@ -117,20 +130,40 @@ def load_model(
     torch.manual_seed(seed)
     load: Any = partial(from_pretrained, auto=auto) if patched else auto.from_pretrained
     try:
-        model = load(
+        model, info = load(
             path,
             config=config,
             ignore_mismatched_sizes=True,
+            output_loading_info=True,
             **({"attn_implementation": attention} if attention else {}),
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read the weights of model {path!r}: {error}") from error
+    _check_body(model, info, path)
     tokens = load_tokenizer(tokenizer or path, config)
     if tokens.pad_token is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokens.pad_token_id
     if scheme:
         patch(model, scheme, init=init, placement=placement, **(options or {}))
     return model, tokens
+
+
+def _check_body(model: PreTrainedModel, info: dict[str, Any], path: str) -> None:
+    """A head may be new; the body is that of the checkpoint."""
+    body = {f"{model.base_model_prefix}.{name}" for name, _ in model.base_model.named_parameters()}
+    lacking = sorted(body & set(info["missing_keys"]))
+    if len(lacking) > len(body) / 2:
+        raise ValueError(
+            f"the weights of model {path!r} are not those of its configuration, a {type(model).__name__}: of "
+            f"{len(body)} they lack {len(lacking)}, such as {lacking[0]}; give a checkpoint whose names fit"
+        )
+    other = [(key, here, there) for key, here, there in info["mismatched_keys"] if key in body]
+    if other:
+        key, here, there = other[0]
+        raise ValueError(
+            f"the weights of model {path!r} do not fit its configuration: {key} has shape {tuple(here)}, and "
+            f"{tuple(there)} is needed ({len(other)} such); correct config.json"
+        )
 
 
 def load_tokenizer(path: str, config: Any = None) -> PreTrainedTokenizerBase:

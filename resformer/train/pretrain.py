@@ -25,12 +25,13 @@ from resformer.sizes import longest_input
 from resformer.train import checks
 from resformer.train.cost import reset_peak_memory
 from resformer.train.flags import text_flags
+from resformer.train.job import Evaluation, Job
 from resformer.train.loop import make_accelerator
 from resformer.train.masked_head import find_head, picking
 from resformer.train.numbers import check_positive
 from resformer.train.progress import progress_bar
 from resformer.train.result import describe_run, finish, merged
-from resformer.train.run import Evaluation, Job, run
+from resformer.train.run import run
 from resformer.train.settings import Settings
 from resformer.train.text import Text, context_free_loss, frequencies, unigram_loss
 
@@ -64,7 +65,7 @@ def pack(
             column=column,
             progress=lambda documents, tokens: update(completed=documents, note=f"{tokens:,} tokens"),
         )
-    tell(f"{found.tokens:,} tokens of {found.documents:,} documents in {shards}{', as before' * found.reused}")
+    tell(f"{found.tokens:,} tokens of {found.documents:,} documents, in {shards}{' as before' * found.reused}")
     ends = (tokenizer.cls_token_id, tokenizer.sep_token_id) if objective == "mlm" else None
     if ends is not None and None in ends:
         raise ValueError("the tokenizer has no cls or no sep token, which samples of masked text begin and end with")
@@ -110,13 +111,14 @@ def pretrain(
     minus the loss. Returns what is in result.json. Raises `ValueError`, before any work, for what does not fit.
     """
     settings = settings or Settings()
+    checks.check_hub_name(push_to)
     checks.check_folder(output := Path(output), overwrite=overwrite)
     job = pretraining(
         model, tokenizer, packed, settings, objective=objective, held_out=held_out, tokens=tokens, describe=describe
     )
     reset_peak_memory(job.accelerator.device)
     outcome = run(model, job, output, settings, resume=resume, overwrite=overwrite, progress=progress)
-    result = describe_run(outcome, job, model)
+    result = describe_run(outcome, job, model, settings)
     return finish(result, output, model, tokenizer, accelerator=job.accelerator, save_model=save_model, push_to=push_to)
 
 
@@ -132,7 +134,9 @@ def pretraining(
     describe: dict[str, Any] | None = None,
 ) -> Job:
     """What `pretrain` runs, with all its checks."""
-    check_pretraining(model, tokenizer, settings, objective=objective, length=packed.length, tokens=tokens)
+    check_pretraining(
+        model, tokenizer, settings, objective=objective, length=packed.length, tokens=tokens, held_out=held_out
+    )
     train, held = _split(packed, held_out, settings.batch_size)
     size, each = settings.batch_size, settings.batch_size * packed.length
     epoch = len(train[1]) // size
@@ -164,12 +168,12 @@ def pretraining(
         accelerator=accelerator,
         epoch=epoch,
         batches=partial(picking_text.batches, size, settings.micro_batch_size),
-        first=lambda: text.batch(np.arange(size), 0),
+        first=lambda: next(text.batches(size, None, 0, 0, 1))[0][0],
         evaluate=partial(_evaluate, picking_unseen, size, floors, accelerator),
         flags=partial(_flags, model.config.vocab_size),
         units=("tokens", each),
         tokens=float(each),
-        longest=packed.length,
+        heaviest=lambda n: picking_text.batch(np.arange(n), 0),
         around=partial(picking, model, head) if head is not None else nullcontext,
     )
 
@@ -182,11 +186,14 @@ def check_pretraining(
     objective: str,
     length: int,
     tokens: int | None,
+    held_out: Packed | int,
 ) -> None:
     """What can be told before there are samples: `ValueError` for a model, a tokenizer or a length that do not fit."""
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
     checks.check_trackers(settings.track)
+    if not isinstance(held_out, Packed):
+        check_positive(held_out=held_out)
     if tokens is not None:
         check_positive(tokens=tokens)
         if settings.steps is not None or settings.seconds is not None:
@@ -204,7 +211,6 @@ def _split(packed: Packed, held_out: Packed | int, batch_size: int) -> tuple[Sam
         if held_out.length != packed.length:
             raise ValueError(f"held-out samples have {held_out.length} tokens, those of training {packed.length}")
     else:
-        check_positive(held_out=held_out)
         train = packed, range(len(packed) - held_out)
         held = packed, range(max(0, len(packed) - held_out), len(packed))
     if len(train[1]) < batch_size:

@@ -1,19 +1,24 @@
-"""A progress bar on standard error, of one line, for one process and only on a terminal."""
+"""Progress on standard error, for one process: a bar of one line on a terminal, and elsewhere a line a minute."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+EVERY = 60.0  # seconds
 Update = Callable[..., None]
 
 
 @contextmanager
 def progress_bar(steps: int, *, shown: bool, seconds: float | None = None, what: str = "training") -> Iterator[Update]:
-    """Within, `update(completed=, note=)` moves the bar; nothing is shown unless `shown` and on a terminal.
+    """Within, `update(completed=, note=)` moves the bar; nothing is shown unless `shown`.
 
-    With `seconds` the run ends by the clock, and the bar shows no share.
+    With `seconds` the run ends by the clock, and the bar shows no share. What is no terminal, such as the log of a
+    scheduler, gets a line at most every `EVERY` seconds.
     """
     console = Console(stderr=True)
     columns = (
@@ -25,5 +30,17 @@ def progress_bar(steps: int, *, shown: bool, seconds: float | None = None, what:
     )
     visible = shown and console.is_terminal
     with Progress(*columns, console=console, disable=not visible, expand=True, transient=True) as progress:
-        task = progress.add_task(what, total=None if seconds else steps, note="")
-        yield lambda **changes: progress.update(task, **changes)
+        total = None if seconds else steps
+        task = progress.add_task(what, total=total, note="")
+        said = time.monotonic()
+
+        def update(**changes: Any) -> None:
+            nonlocal said
+            progress.update(task, **changes)
+            if shown and not visible and time.monotonic() - said >= EVERY:
+                said = time.monotonic()
+                now = progress.tasks[task]
+                of = f" of {total:,}" if total else ""
+                sys.stderr.write(f"{what}: {now.completed:,.0f}{of}  {now.fields['note']}\n")
+
+        yield update

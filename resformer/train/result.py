@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,14 +23,15 @@ from resformer.provenance import provenance
 from resformer.train.card import model_card
 from resformer.train.cost import peak_memory_mb
 from resformer.train.flags import spiked
+from resformer.train.job import Job, Outcome
 from resformer.train.loop import WINDOW
-from resformer.train.run import Job, Outcome
+from resformer.train.settings import Settings
 
 VERSION = 1  # of result.json
 LOWER = ("loss", "perplexity", "unigram_loss", "context_free_loss")
 
 
-def describe_run(outcome: Outcome, job: Job, model: PreTrainedModel) -> dict[str, Any]:
+def describe_run(outcome: Outcome, job: Job, model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
     """Status, losses, score and metrics of the last evaluation, the best one, cost and provenance.
 
     `train_loss` is the mean of the last 25 steps, `loss_curve` [last step, mean loss] of each window of 25 steps; the
@@ -45,13 +47,15 @@ def describe_run(outcome: Outcome, job: Job, model: PreTrainedModel) -> dict[str
     return {
         "version": VERSION,
         "config": job.config,
+        "settings": asdict(settings),  # also what the outcome does not depend on
+        "patched": settings_of(model),
         "status": outcome.status,
         "flags": flags,
         "notes": outcome.notes,
         "score": last.score if last else None,
         "metrics": last.metrics if last else {},
         "examples": last.counts if last else {},  # that they were measured on
-        "lower_is_better": [name for name in last.metrics if name in LOWER] if last else [],
+        "higher_is_better": {name: name not in LOWER for name in last.metrics} if last else {},
         "best": outcome.best,
         "train_loss": train_loss,
         "loss_curve": _curve(losses),

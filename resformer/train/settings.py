@@ -11,14 +11,14 @@ from resformer.train.numbers import check_not_negative, check_positive
 from resformer.train.schedule import factor
 
 MATMUL = ("highest", "high", "medium")
-# What changes nothing of the outcome: it may differ when a run goes on.
+# What changes nothing of the outcome, or only what dropout draws: it may differ when a run goes on.
 FREE = ("micro_batch_size", "save_every", "keep", "watch_every", "track")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Length, optimizer and machine of a run; the same for pre-training and fine-tuning. Weights, and with them the
-    residual stream, stay in fp32 at any precision."""
+    """Length, optimizer and machine of a run; the same for pre-training and fine-tuning. Weights stay in fp32 at any
+    precision, and so does the residual stream, but where a scheme passes it through a matrix (concat, projection)."""
 
     epochs: float = option(3.0, "Passes over the training data, where neither steps nor seconds are given.")
     steps: int | None = option(None, "Optimizer steps.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from resformer.errors import unknown
 from resformer.options import option
 from resformer.spelling import parse_scheme, with_options
 
@@ -37,8 +38,13 @@ class Start:
             raise ValueError("give --model, a checkpoint, or --depth and --width of a new model")
         if self.model is not None and self.depth is not None:
             raise ValueError(f"--model {self.model} and --depth {self.depth} are both given; a run has one model")
-        if self.model is not None and (self.width is not None or self.match_parameters is not None):
-            raise ValueError("--width and --match-parameters are of a new model; leave them out, or leave --model out")
+        if self.model is not None and (given := [n for n in NEW if getattr(self, n) != DEFAULTS[n]]):
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"{options}: of a new model; leave it out, or leave --model out")
+        if self.init not in (None, "preserve", "paper"):
+            raise unknown("init", self.init, ("preserve", "paper"))
+        if self.model is not None and self.init and not self.scheme:
+            raise ValueError(f"init {self.init!r} is of a scheme; give the scheme as well")
         if self.placement and not self.scheme:
             raise ValueError(f"placement {self.placement!r} is of a scheme; give the scheme as well")
 
@@ -55,3 +61,6 @@ class Start:
         """What of it the outcome of a run depends on."""
         left_out = NEW if self.model else ()
         return {name: value for name, value in asdict(self).items() if value is not None and name not in left_out}
+
+
+DEFAULTS = {one.name: one.default for one in fields(Start)}
