@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker, register_tracker_class
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import resformer
 from resformer.spelling import parse_scheme
@@ -483,3 +484,17 @@ def test_only_on_request_the_model_goes_to_the_hub(tmp_path, monkeypatch):
     assert sent[0] == "me/mine"
     assert sent[1][0] == "me/mine"
     assert {"README.md", "config.json", "model.resformer.safetensors"} <= set(sent[1][1])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_operations_are_nearly_those_counted(family):
+    """But for the products within attention, a few percent of these."""
+    from resformer.train.plan import plan
+    from resformer.train.result import _computing
+
+    auto = AutoModelForCausalLM if family == "gpt2" else AutoModelForMaskedLM
+    sizes = {"family": family, "vocab_size": 1000, "max_length": 32, "heads": 2}
+    model = resformer.build_encoder(4, 64, "identity", auto=auto, **sizes)
+    counted = plan(model, batch=1, length=32, precision="fp32").flops_per_token
+    assert 0.9 < 6 * _computing(model, 1.0) / counted < 1.0
+    assert 6 * (_computing(model, 1.0) - _computing(model, 0.15)) == pytest.approx(6 * 0.85 * 1000 * 64)

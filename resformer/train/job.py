@@ -44,6 +44,7 @@ class Job:
         units: what is counted ("examples", "tokens"), and how many of them a step has on average.
         tokens: of text in a step, on average.
         heaviest: n -> the n examples that take the most memory, as one batch.
+        predicted: share of the tokens for which the model computes logits over its vocabulary.
         around: within which the model computes the job.
     """
 
@@ -57,6 +58,7 @@ class Job:
     units: tuple[str, float]
     tokens: float
     heaviest: Callable[[int], dict[str, Tensor]]
+    predicted: float = 1.0
     around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 

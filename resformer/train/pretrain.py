@@ -33,7 +33,7 @@ from resformer.train.progress import progress_bar
 from resformer.train.result import describe_run, finish, merged
 from resformer.train.run import run
 from resformer.train.settings import Settings
-from resformer.train.text import Text, context_free_loss, frequencies, unigram_loss
+from resformer.train.text import SHARE, Text, context_free_loss, frequencies, unigram_loss
 
 OBJECTIVES = ("mlm", "clm")
 
@@ -174,6 +174,7 @@ def pretraining(
         units=("tokens", each),
         tokens=float(each),
         heaviest=lambda n: picking_text.batch(np.arange(n), 0),
+        predicted=1.0 if head is None else SHARE,
         around=partial(picking, model, head) if head is not None else nullcontext,
     )
 

@@ -64,7 +64,7 @@ def describe_run(outcome: Outcome, job: Job, model: PreTrainedModel, settings: S
             "scheme_parameters": sum(parameter.numel() for parameter in scheme_parameters(model)),
             "steps": len(outcome.steps),
             "tokens": round(len(outcome.steps) * job.tokens),  # of text, padding left out
-            "flops": 6 * _computing(model) * len(outcome.steps) * job.tokens,  # arXiv:2001.08361, attention left out
+            "flops": 6 * _computing(model, job.predicted) * len(outcome.steps) * job.tokens,  # arXiv:2001.08361, (2.1)
             "seconds": outcome.seconds,  # of training, with evaluations on the way, over all sittings
             f"{unit}_per_second": len(outcome.steps) * each / outcome.seconds if outcome.seconds else None,
             "peak_memory_mb": peak_memory_mb(job.accelerator.device),
@@ -120,10 +120,15 @@ def merged(describe: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return describe | config
 
 
-def _computing(model: PreTrainedModel) -> int:
-    """Parameters that are multiplied with every token: not the tables of embeddings."""
+def _computing(model: PreTrainedModel, predicted: float) -> float:
+    """Parameters that are multiplied with a token, on average: not the tables of embeddings, and the matrix of logits
+    only with the tokens that are predicted. Products of queries, keys and values are left out."""
     tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    return sum(p.numel() for p in model.parameters() if id(p) not in tables)
+    head = model.get_output_embeddings()
+    logits = [] if head is None else [head.weight]
+    left_out = tables | {id(p) for p in logits}
+    body = sum(p.numel() for p in model.parameters() if id(p) not in left_out)
+    return body + predicted * sum(p.numel() for p in logits)
 
 
 def _curve(losses: list[float]) -> list[list[float]]:
