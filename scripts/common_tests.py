@@ -125,12 +125,15 @@ def patch_all(family: str, scheme: str) -> tuple[dict[str, Any], Counter]:
     import transformers
 
     import resformer
+    from resformer.host import find_host
+    from resformer.patching import check_still_described
     from resformer.testing.hosts import can_preserve
 
     resformer.install()
     spec = resformer.families()[family]
     init = "preserve" if can_preserve(scheme, {}, spec.kind) else "paper"
     model = resformer.patch(transformers.AutoModel.from_config(Tester(family).get_config()), scheme, init=init)
+    check_still_described(find_host(model))  # now, and kept: the plain model that loading looks at must not be patched
     found: Counter = Counter()
     within: list[Any] = []  # the models under construction, the outermost first
 
