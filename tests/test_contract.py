@@ -13,6 +13,7 @@ from resformer.testing.mechanics import check_compile
 
 # One of each kind: a scalar of the layer, moved norms, a moved final norm, history, streams, inside, values, block.
 KINDS = {"rezero", "post_ln", "resi_dual", "denseformer", "mhc", "sub_ln", "hybrid_norm", "value_residual", "ode"}
+MECHANICS = ("checkpointing-", "copies-", "half_precision-", "hidden_states-", "round_trip")
 
 
 def inside_of(name):
@@ -25,9 +26,12 @@ def cases():
         reference = Reference(REFERENCES[name], partial(slots_of, name), inside_of(name))
         for options in ({}, *VARIANTS.get(name, [])):
             for check in checks(name, reference, **options):
-                # a second or two each: only the graphs of one scheme of each kind, on one host, are no slow tests
+                # Graphs take a second or two each, and what PyTorch and transformers do with a model depends on the
+                # kind of its scheme, or on its host: of the pairs of the two most are slow tests.
                 graph, family = check.name.startswith(("compile-", "export-")), check.name.rpartition("-")[2]
-                late = graph and (options or name not in KINDS or (family != "bert" and name != "mhc"))
+                other = family in HOSTS and family != "bert"
+                late = graph and (options or name not in KINDS or (other and name != "mhc"))
+                late = late or (check.name.startswith(MECHANICS) and other and (options or name not in KINDS))
                 marks = [pytest.mark.slow] if late else []
                 yield pytest.param(check, id=f"{name}{options or ''}-{check}", marks=marks)
 

@@ -130,9 +130,9 @@ def test_every_site_is_visited_once(family):
 # ------------------------------------------------------------------------------------------------ preservation
 
 
-# One of each kind beside those three: post-LN and pre-LN with other attention, norms around the sublayers, sublayers
-# side by side, shared layers, layers that return tuples, two stacks.
-BUILDS = {"distilbert", "deberta_v2", "albert", "llama", "gemma2", "gpt_neox", "t5", "bart"}
+# One of each kind beside those three: post-LN with other attention, shared layers, norms around the sublayers, sublayers
+# side by side, two stacks.
+BUILDS = {"deberta_v2", "albert", "gemma2", "gpt_neox", "t5"}
 
 
 def preserving_cases():
