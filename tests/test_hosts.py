@@ -130,8 +130,8 @@ def test_every_site_is_visited_once(family):
 # ------------------------------------------------------------------------------------------------ preservation
 
 
-# One of each kind beside those three: post-LN with other attention, shared layers, norms around the sublayers, sublayers
-# side by side, two stacks.
+# One of each kind beside those three: post-LN with other attention, shared layers, norms around the sublayers,
+# sublayers side by side, two stacks.
 BUILDS = {"deberta_v2", "albert", "gemma2", "gpt_neox", "t5"}
 
 
