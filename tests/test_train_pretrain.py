@@ -275,7 +275,8 @@ def test_interrupted_it_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, cor
 
 
 def test_a_length_in_tokens(tmp_path, corpus):
-    assert run(tmp_path / "run", corpus, steps=None, tokens=8 * 16 * 5)["config"]["steps"] == 5
+    result = run(tmp_path / "run", corpus, steps=None, tokens=8 * 16 * 5)
+    assert result["config"]["steps"] == result["cost"]["steps"] == 5
     with pytest.raises(ValueError, match="tokens is a length of the run, and so are steps"):
         run(tmp_path / "other", corpus, tokens=100)
 
