@@ -422,9 +422,22 @@ def test_where_the_data_are_from_and_how_many_is_said(tmp_path):
 
 
 def test_every_task_has_its_official_counts():
+    """Those of nyu-mll/glue, and of SNLI without the examples on which nobody agreed; train, validation, test."""
     assert set(layouts.OFFICIAL) == {name for name, task in TASKS.items() if not task.builtin}
     for name, known in layouts.OFFICIAL.items():
-        assert set(known.rows) == {"train", *TASKS[name].splits, *TASKS[name].tests}
+        assert list(known.rows) == ["train", *TASKS[name].splits, *TASKS[name].tests]
+    assert {name: tuple(known.rows.values()) for name, known in layouts.OFFICIAL.items()} == {
+        "cola": (8_551, 1_043, 1_063),
+        "sst2": (67_349, 872, 1_821),
+        "mrpc": (3_668, 408, 1_725),
+        "stsb": (5_749, 1_500, 1_379),
+        "qqp": (363_846, 40_430, 390_965),
+        "mnli": (392_702, 9_815, 9_832, 9_796, 9_847),
+        "qnli": (104_743, 5_463, 5_463),
+        "rte": (2_490, 277, 3_000),
+        "wnli": (635, 71, 146),
+        "snli": (549_367, 9_842, 9_824),
+    }
 
 
 def test_local_files_leave_no_cache(tmp_path, monkeypatch):

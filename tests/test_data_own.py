@@ -48,6 +48,16 @@ def written(folder, name):
     return put(folder, name, "".join(json.dumps(dict(zip(header, row, strict=True))) + "\n" for row in ROWS))
 
 
+@pytest.mark.parametrize("last", ["", "\r", "\r\n"])
+def test_rows_may_end_in_a_carriage_return_alone(tmp_path, last):
+    for suffix, mark in (("csv", ","), ("tsv", "\t")):
+        text = f"text{mark}label\ra b{mark}x\rc{mark}y{last}"
+        task, data = own_task(*(put(tmp_path, f"{name}.{suffix}", text) for name in "ab"))
+        assert task.labels == ("x", "y")
+        assert data["train"].to_dict() == {"text": ["a b", "c"], "label": [0, 1]}
+    refused(tmp_path, "text\tlabel\ra\tx\rb\r", r"a.tsv: line 3 has 1 fields, the header has 2", name="a.tsv")
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
 def test_every_format_gives_the_same_task(tmp_path, suffix):
     said = []

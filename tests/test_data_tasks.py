@@ -26,6 +26,19 @@ def test_a_task_is_complete(task):
 
 
 def test_features_name_the_classes_in_order():
+    """As the hub has them: ids in files mean these."""
+    assert {name: task.labels for name, task in TASKS.items() if not task.builtin} == {
+        "cola": ("unacceptable", "acceptable"),
+        "sst2": ("negative", "positive"),
+        "mrpc": ("not_equivalent", "equivalent"),
+        "stsb": None,
+        "qqp": ("not_duplicate", "duplicate"),
+        "mnli": ("entailment", "neutral", "contradiction"),
+        "qnli": ("entailment", "not_entailment"),
+        "rte": ("entailment", "not_entailment"),
+        "wnli": ("not_entailment", "entailment"),
+        "snli": ("entailment", "neutral", "contradiction"),
+    }
     assert TASKS["mnli"].features()["label"] == ClassLabel(names=["entailment", "neutral", "contradiction"])
     assert TASKS["stsb"].features()["label"] == Value("float32")
     assert list(TASKS["entailment"].features()) == ["sentence1", "sentence2", "label", "difficulty"]

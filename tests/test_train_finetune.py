@@ -83,15 +83,20 @@ def test_a_run_fits_its_examples_and_says_so(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_losses_and_leaves_the_generator_alone(tmp_path):
-    def losses(name, seed, model_seed=0):
-        run(tmp_path / name, steps=6, seed=seed, model=tiny_bert(dropout=0.1, seed=model_seed))
+    data = tiny_data()
+    equal = type(data)(data | {"train": data["train"].select([0] * 64)})
+
+    def losses(name, seed, data=data, dropout=0.1):
+        run(tmp_path / name, steps=6, seed=seed, data=data, model=tiny_bert(dropout=dropout))
         return [line["loss"] for line in lines(tmp_path / name)]
 
     torch.manual_seed(5)
     first = losses("a", 0)
     drawn = torch.rand(3)
     assert losses("b", 0) == first
-    assert losses("c", 1) != first
+    assert losses("order", 1, dropout=0.0) != losses("other order", 0, dropout=0.0)
+    assert losses("dropout", 1, equal) != losses("other dropout", 0, equal)
+    assert losses("nothing", 1, equal, dropout=0.0) == losses("to draw", 0, equal, dropout=0.0)
     torch.manual_seed(5)
     assert torch.equal(torch.rand(3), drawn)
 

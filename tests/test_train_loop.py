@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -86,6 +87,22 @@ def test_parts_add_up_to_the_batch():
     assert first[0].loss == pytest.approx(second[0].loss) == 2.0 * 3.0
     assert first[0].grad_norm == pytest.approx(second[0].grad_norm) == 3.0
     assert one.w.item() == pytest.approx(two.w.item())
+
+
+def test_dropout_draws_from_seed_step_and_process_alone(monkeypatch):
+    class Dropped(Line):
+        def forward(self, x):
+            return super().forward(nn.functional.dropout(x))
+
+    def losses(seed, rank, begin=0):
+        monkeypatch.setattr(Accelerator, "process_index", rank)
+        batches = iter([{"x": 2.0 ** torch.arange(20)}] * 3)  # the sum of what is left tells what was dropped
+        return [step.loss for step in run(Dropped(), batches, steps=3, lr=0.0, seed=seed, begin=begin)]
+
+    drawn = [losses(seed, rank) for seed in (0, 1) for rank in (0, 1)]
+    assert len(set(itertools.chain(*drawn))) == 12
+    assert losses(1, 1) == drawn[3]
+    assert losses(1, 1, begin=1) == drawn[3][1:]
 
 
 def test_the_gradient_is_clipped():

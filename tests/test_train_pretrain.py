@@ -10,11 +10,14 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 import resformer
 from resformer.data.masking import EVALUATION
-from resformer.data.packing import Packed
+from resformer.data.packing import Packed, order
 from resformer.data.shards import tokenize_corpus
 from resformer.data.tokenizer import train_tokenizer
+from resformer.train.job import Evaluation, Outcome
+from resformer.train.loop import Step
 from resformer.train.masked_head import find_head, pick, picking
-from resformer.train.pretrain import pretrain
+from resformer.train.pretrain import pretrain, pretraining
+from resformer.train.result import describe_run
 from resformer.train.settings import Settings
 from resformer.train.text import Text, context_free_loss, frequencies, unigram_loss
 
@@ -108,6 +111,7 @@ def test_the_loss_of_evaluation_is_that_of_every_masked_token_once(tmp_path, cor
         logits = model.eval()(input_ids=torch.from_numpy(inputs)).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels).flatten())
     assert result["metrics"]["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert result["cost"]["tokens"] == 3 * 8 * 16
 
 
 @pytest.mark.parametrize("scheme", ["rezero", "hyper_connections"])
@@ -164,6 +168,11 @@ def test_masks_and_order_follow_from_seed_epoch_and_sample(corpus):
     again, other = (Text(packed_of(corpus), range(50), corpus[1], True, seed=seed) for seed in (3, 4))
     for epoch, same in ((EVALUATION, True), (0, False)):
         assert np.array_equal(again.hidden(np.arange(9), epoch)[1], other.hidden(np.arange(9), epoch)[1]) == same
+    for seed in (3, 4):  # of text that is not masked the order alone
+        plain = Text(packed_of(corpus), range(50), corpus[1], False, seed=seed).batches(8, None, 7, 0, 1)
+        found = torch.cat([batch["input_ids"] for _, ((batch, _),) in zip(range(5), plain, strict=False)])
+        chosen = np.random.default_rng((seed, 1)).permutation(50)[8:48]  # step 7 is the second of the second epoch
+        assert np.array_equal(found, packed_of(corpus).batch(chosen))
 
 
 def test_parts_weigh_by_their_predicted_tokens(tmp_path):
@@ -219,6 +228,38 @@ def test_what_could_be_told_without_context(corpus):
     assert context_free_loss(seen, held) < unigram_loss(seen, held) - 0.1
 
 
+def test_what_is_known_without_context_is_known_of_the_text_for_training(tmp_path, corpus):
+    tokenizer = corpus[1]
+    (tmp_path / "other.txt").write_text("one two one three one four one " * 40)
+    other = Packed(tokenize_corpus([str(tmp_path / "other.txt")], tokenizer, tmp_path / "shards"), 16, (2, 3))
+    model = model_of(tokenizer)
+    job = pretraining(model, tokenizer, packed_of(corpus), Settings(batch_size=8), held_out=other)
+    text, held = (Text(packed, range(len(packed)), tokenizer, True) for packed in (packed_of(corpus), other))
+    floors = unigram_loss(frequencies(text), held), context_free_loss(frequencies(text), held)
+    assert floors[0] > unigram_loss(frequencies(held), held) + 0.3
+    with job.around():
+        metrics = job.evaluate(model).metrics
+    assert (metrics["unigram_loss"], metrics["context_free_loss"]) == floors
+
+
+def test_a_scheme_is_calibrated_on_the_whole_first_batch(tmp_path, corpus):
+    """However it is divided."""
+    model, calibrated = (model_of(corpus[1], scheme="admin", weight_init="xavier") for _ in range(2))
+    text = Text(packed_of(corpus), range(len(packed_of(corpus)) - 40), corpus[1], True, seed=5)
+    resformer.calibrate(calibrated, text.batch(order(len(text.samples), 5, 0)[:8], 0))
+    run(tmp_path / "run", corpus, model=model, steps=1, learning_rate=1e-12, seed=5, micro_batch_size=3)
+    torch.testing.assert_close(model.state_dict(), calibrated.state_dict())
+
+
+def test_flags_of_the_gradients_and_of_the_evaluation(corpus):
+    model, settings = model_of(corpus[1]), Settings(batch_size=8, steps=120)
+    job = pretraining(model, corpus[1], packed_of(corpus), settings, held_out=40)
+    steps = [Step(step, 9.0, 1e-3, 50.0 if step == 100 else 1.0) for step in range(1, 121)]
+    last = Evaluation(-9.0, {"loss": 9.0, "unigram_loss": 2.3})
+    result = describe_run(Outcome(steps=steps, last=last), job, model, settings)
+    assert result["flags"] == ["gradient_spikes", "loss_above_chance", "no_context"]
+
+
 def test_interrupted_it_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, corpus):
     from test_train_run import stopped_by
 
@@ -234,7 +275,8 @@ def test_interrupted_it_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, cor
 
 
 def test_a_length_in_tokens(tmp_path, corpus):
-    assert run(tmp_path / "run", corpus, steps=None, tokens=8 * 16 * 5)["config"]["steps"] == 5
+    result = run(tmp_path / "run", corpus, steps=None, tokens=8 * 16 * 5)
+    assert result["config"]["steps"] == result["cost"]["steps"] == 5
     with pytest.raises(ValueError, match="tokens is a length of the run, and so are steps"):
         run(tmp_path / "other", corpus, tokens=100)
 

@@ -17,6 +17,7 @@ from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import resformer
+from resformer.optim import scheme_parameters
 from resformer.spelling import parse_scheme
 from resformer.train import checkpoints, sitting
 from resformer.train.finetune import finetune
@@ -124,6 +125,23 @@ def test_killed_at_any_moment_it_goes_on_as_if_it_had_not_been(tmp_path, monkeyp
     assert result["notes"] == []
     assert_same(output, whole)
     assert len(list((output / "checkpoints").iterdir())) == 2, "older ones, and what was half written, are gone"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Each step takes a second, and nothing else takes time."""
+    now = [0.0]
+    original = sitting.windows
+
+    def windows(*args, on_step, **kwargs):
+        def ticking(step):
+            on_step(step)
+            now[0] += 1.0
+
+        return original(*args, on_step=ticking, **kwargs)
+
+    monkeypatch.setattr(sitting, "windows", windows)
+    monkeypatch.setattr(sitting.time, "perf_counter", lambda: now[0])
 
 
 @contextmanager
@@ -318,6 +336,31 @@ def test_parts_of_a_batch_give_what_the_whole_gives(tmp_path, whole, size):
     assert parts["config"] == at_once["config"]
 
 
+def test_gradients_are_clipped_as_asked(tmp_path):
+    """Adam follows directions, but nothing below its epsilon of 1e-8."""
+    losses = {}
+    for clip in (0.0, 1.0, 1e-12):
+        train(tmp_path / str(clip), clip=clip, dropout=0.0, steps=6, warmup=0.0, evaluate_every=None)
+        losses[clip] = [line["loss"] for line in log(tmp_path / str(clip))]
+        assert max(line["grad_norm"] for line in log(tmp_path / str(clip))) > 1.0
+    still = losses.pop(1e-12)
+    assert all(abs(found[-1] - still[-1]) > 0.01 for found in losses.values())
+    assert losses[0.0] != pytest.approx(losses[1.0], rel=1e-6)
+
+
+def test_a_scheme_learns_at_its_own_rate(tmp_path):
+    """The first step of Adam is as long as the learning rate, in every coordinate."""
+    model = resformer.patch(tiny_bert(), "rezero", init="paper")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    settings = Settings(steps=1, warmup=0.0, learning_rate=1e-3, weight_decay=0.0, scheme_lr_multiplier=7.0)
+    finetune(model, tiny_tokenizer(), TASK, tiny_data(), tmp_path, settings, progress=False, save_model=False)
+    scheme = {id(p) for p in scheme_parameters(model)}
+    moved = {True: 0.0, False: 0.0}
+    for name, p in model.named_parameters():
+        moved[id(p) in scheme] = max(moved[id(p) in scheme], float((p.detach() - before[name]).abs().max()))
+    assert moved == {True: pytest.approx(7e-3, rel=1e-3), False: pytest.approx(1e-3, rel=1e-3)}
+
+
 def test_checkpointed_layers_give_the_same(tmp_path, whole):
     train(tmp_path / "run", gradient_checkpointing=True)
     assert [line["loss"] for line in log(tmp_path / "run")] == [line["loss"] for line in log(whole)]
@@ -327,24 +370,28 @@ def test_patience(tmp_path):
     result = train(tmp_path / "run", steps=100, learning_rate=1e-9, evaluate_every=2, patience=3, save_every=None)
     assert result["cost"]["steps"] == 8  # the first evaluation is the best, and three are not better
     assert result["best"]["step"] == 2
+
+    def is_over(*scores, patience=2):
+        return sitting._patience_is_over([{"score": score} for score in scores], patience)
+
+    assert is_over(0.9, 0.5, 0.6, 0.5), "better than the one before is not better than the best"
+    assert not is_over(0.5, 0.9, 0.6)
+    assert not is_over(0.9, 0.5)
+    assert not is_over(0.9, 0.5, 0.6, 0.5, patience=None)
     with pytest.raises(ValueError, match="give evaluate_every as well"):
         train(tmp_path / "other", patience=3, evaluate_every=None)
 
 
-def test_a_run_by_the_clock(tmp_path, monkeypatch):
+def test_the_seconds_are_those_of_all_sittings(tmp_path, monkeypatch, clock):
+    """Of a run of so many steps, and of one that they end."""
+    for name, changes in (("steps", {}), ("seconds", {"steps": None, "seconds": 20.0})):
+        assert stopped(tmp_path / name, monkeypatch, after=8, **changes)["cost"]["seconds"] == 8.0
+        cost = train(tmp_path / name, **changes)["cost"]
+        assert (cost["seconds"], cost["steps"]) == (20.0, 20)
+
+
+def test_a_run_by_the_clock(tmp_path, clock):
     """The schedule follows the time, between looks by the pace until then: as a run of so many steps would."""
-    now = [0.0]
-    original = sitting.windows
-
-    def windows(*args, on_step, **kwargs):
-        def ticking(step):
-            on_step(step)
-            now[0] += 1.0
-
-        return original(*args, on_step=ticking, **kwargs)
-
-    monkeypatch.setattr(sitting, "windows", windows)
-    monkeypatch.setattr(sitting.time, "perf_counter", lambda: now[0])
     changes = {"save_every": None, "evaluate_every": None, "warmup": 0.0}
     result = train(tmp_path / "run", steps=None, seconds=60.0, **changes)
     assert (result["cost"]["seconds"], result["cost"]["steps"]) == (60.0, 60)

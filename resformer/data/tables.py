@@ -64,7 +64,8 @@ def read_table(
         if path.suffix == ".csv":
             rows = _csv_rows(text)
         else:  # only \n ends a row and only a tab ends a field; csv would also end rows at a stray \r
-            lines = enumerate(io.StringIO(text, newline="\n"), 1)
+            end = "\n" if "\n" in text.rstrip() else "\r"  # alone, as spreadsheets save for the Macintosh
+            lines = enumerate(io.StringIO(text, newline=end), 1)
             rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in lines)
         return _read_rows(rows, keep, headerless, skip_broken, path)
     except (pa.ArrowException, OSError, _Malformed) as error:
