@@ -174,6 +174,7 @@ def finetune(
         AutoModelForSequenceClassification,
         seed=settings.seed,
         length=max_length,
+        precision=settings.precision,
         task=task,
         tokenizer=words,
         say=_say,
@@ -284,7 +285,9 @@ def pretrain(
     _quiet()
     check_folder(output, overwrite=overwrite)
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForCausalLM
-    model, tokenizer = start_model(start, auto, seed=settings.seed, length=max_length, say=_say)
+    model, tokenizer = start_model(
+        start, auto, seed=settings.seed, length=max_length, precision=settings.precision, say=_say
+    )
     aims: dict[str, Any] = {"objective": objective, "tokens": tokens, "describe": start.described()}
     check_pretraining(
         model, tokenizer, settings, objective=objective, length=max_length, tokens=tokens, held_out=held_out

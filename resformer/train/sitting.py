@@ -50,7 +50,7 @@ class Sitting:
         self.outcome = Outcome()
         self.begin = 0  # steps taken before
         self.evaluated: int | None = None  # after which step
-        self.steps: int | None = settings.resolved(job.epoch).get("steps")  # None: until the time is over
+        self.steps: int | None = job.config.get("steps")  # None: until the time is over
         make_ready(model, job, settings)
         groups = param_groups(model, settings.learning_rate, settings.weight_decay, settings.scheme_lr_multiplier)
         self.peaks = [group["lr"] for group in groups]

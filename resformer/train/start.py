@@ -26,7 +26,7 @@ class Start:
     dropout: float = option(0.1, "Of a new model.")
     weight_init: str = option("bert", "Of a new model: bert, xavier or width_scaled.")
     tokenizer: str | None = option(None, "Folder or hub id. [default: that of the model]")
-    attention: str | None = option(None, "eager or sdpa. [default: on CPUs eager for inputs up to 256 tokens]")
+    attention: str | None = option(None, "eager or sdpa. [default: in bf16 on CPUs eager up to 512 tokens]")
     scheme: str | None = option(None, "NAME or NAME:OPTION=VALUE,... [default: the model as it is]")
     scheme_options: str | None = option(None, "JSON, in place of :OPTION=VALUE.")
     init: str | None = option(None, "preserve or paper. [default: preserve with --model, paper for a new one]")
