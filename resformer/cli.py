@@ -246,7 +246,7 @@ def predict(
     )
     for path, metrics in written.items():
         measured = "".join(f", {name} {value:.4f}" for name, value in metrics.items())
-        _say(f"predictions: {path}{measured}")
+        _say(f"predictions: {path}{measured}", wrap=False)
 
 
 @app.command()
@@ -261,7 +261,7 @@ def pretrain(
     objective: Annotated[str, typer.Option(help="mlm or clm.")] = "mlm",
     max_length: Annotated[int, typer.Option(help="Tokens of a sample, all of them text.")] = 128,
     tokens: Annotated[int | None, typer.Option(help="Length of the run, in place of epochs and steps.")] = None,
-    held_out: Annotated[int, typer.Option(help="Samples to evaluate on.")] = 512,
+    held_out: Annotated[int, typer.Option(help="Last samples held out, without --validation.")] = 512,
     column: Annotated[str, typer.Option(help="That holds the text, in all but .txt.")] = "text",
     shards: Annotated[Path | None, typer.Option(help="Folder for the corpus as tokens. [default: a cache]")] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
@@ -370,7 +370,7 @@ def compare(
         data=data,
     )
     study = Study(tuple(schemes), tuple(depths), tuple(tasks), seeds, tuple(learning_rates), settings)
-    tally = execute(study, output, workers=workers, shard=_shard(shard), command=_command())
+    tally = execute(study, output, workers=workers, shard=_shard(shard), command=_command(), say=_say)
     report = write_report(output)
     typer.echo(f"{tally.finished} runs finished, {tally.skipped} were there, {len(tally.failed)} failed")
     for run, error in tally.failed.items():
@@ -447,10 +447,10 @@ def _quiet() -> None:
     logging.set_verbosity_error()
 
 
-def _say(text: str) -> None:
+def _say(text: str, *, wrap: bool = True) -> None:
     """On stderr, of one process, in lines that a terminal shows."""
     if os.environ.get("RANK", "0") == "0":  # under accelerate launch
-        typer.echo(_lines(text), err=True)
+        typer.echo(_lines(text) if wrap else text, err=True)
 
 
 def _lines(text: str) -> str:

@@ -157,7 +157,7 @@ def test_shards(tmp_path):
     assert_same_model(resformer.from_pretrained(tmp_path, CLASSIFY), model)
 
 
-@pytest.mark.parametrize("name", list(schemes()))
+@pytest.mark.parametrize("name", ["rezero", "resi_dual", "denseformer", "mhc", "sub_ln", "value_residual", "ode"])
 def test_shards_in_half_precision(tmp_path, name):
     """As models of any size are loaded: from pieces, on the meta device first; buffers too."""
     model = resformer.patch(host("bert", CLASSIFY).bfloat16(), name, init="paper")

@@ -31,7 +31,7 @@ def cases():
                 graph, family = check.name.startswith(("compile-", "export-")), check.name.rpartition("-")[2]
                 other = family in HOSTS and family != "bert"
                 late = graph and (options or name not in KINDS or (other and name != "mhc"))
-                late = late or (check.name.startswith(MECHANICS) and other and (options or name not in KINDS))
+                late = late or (check.name.startswith(MECHANICS) and (options or other) and name not in KINDS)
                 marks = [pytest.mark.slow] if late else []
                 yield pytest.param(check, id=f"{name}{options or ''}-{check}", marks=marks)
 

@@ -35,7 +35,8 @@ PAIRS = [name for name, family in families().items() if len(family.stacks) > 1]
 GRAPHS = ("llama",)
 
 
-ALWAYS = ("identity-", "sites", "points", "serves-", "head-")
+ALWAYS = ("identity-", "sites", "points", "serves-", "head-AutoModelForSequenceClassification")
+OFTEN = ("highway", "hyper_connections")  # of the sample: nothing from layer to layer, and several streams
 
 
 def cases():
@@ -47,6 +48,8 @@ def cases():
             # seconds each, and on three hosts the schemes' contract has them: of most families a slow test
             late = check.name.startswith(("compile-", "export-")) and name not in GRAPHS
             late = late or (build in seen and not check.name.startswith(ALWAYS))
+            kind, _, scheme = check.name.partition("-")
+            late = late or (kind in AROUND and scheme in SAMPLE and scheme not in OFTEN)
             yield pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if late else [])
         seen.append(build)
 

@@ -41,7 +41,9 @@ def output(model, **given) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("init", ["paper", "preserve"])
-@pytest.mark.parametrize("family", ["bert", "gpt2", pytest.param("modernbert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "modernbert"))]
+)
 @pytest.mark.parametrize(("name", "options"), CASES, ids=CASE_IDS)
 def test_grown_or_left_alone(tmp_path, family, name, options, init):
     try:

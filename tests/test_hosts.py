@@ -35,7 +35,7 @@ CASE_IDS = [f"{name}-{options}" if options else name for name, options in CASES]
 
 STACKS = {"encoder": 1, "decoder": 0}  # of tiny encoder-decoders, with how many more layers than were asked for
 
-SOME = ["highway", "post_ln", "pre_ln", "deepnorm", "denseformer", "hyper_connections", "value_residual", "ode"]
+SOME = ["highway", "deepnorm", "denseformer", "hyper_connections", "value_residual"]
 EXACT = {"highway", "exclusive_gate", "shortcut_gate", "rezero", "layer_scale", "denseformer", "drop_path"}
 EXACT |= {"sparse_gate", "se_gate", "projection", "direct", "dropout_shortcut"}
 

@@ -22,7 +22,7 @@ def counted(depth: int, width: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("depth", "width", "heads"), [(12, 128, None), (24, 90, 2), (48, 64, 4), (48, 64, None), (3, 256, 4), (6, 181, 1)]
+    ("depth", "width", "heads"), [(12, 128, None), (24, 90, 2), (48, 64, None), (3, 256, 4), (6, 181, 1)]
 )
 def test_nearest_width(depth, width, heads):
     match = matched_width(depth, "12x128", heads=heads)

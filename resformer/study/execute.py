@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from multiprocessing.connection import wait
@@ -45,6 +45,7 @@ def execute(
     shard: tuple[int, int] | None = None,
     command: str | None = None,
     function: Function | str = "resformer.study.run:run",
+    say: Callable[[str], None] | None = None,
 ) -> Tally:
     """Carry out the runs of `study` that have no result yet in `output`, and say what became of them.
 
@@ -53,6 +54,7 @@ def execute(
     command   how the user asked for this, recorded in study.json
     function  called as `function(run, directory)` in a worker process; it leaves a valid result.json in the
               directory, and raises if it cannot. Given itself (a function of a module) or as "module:name"
+    say       is told where the data of each task were found
 
     A run that raises, or whose process dies, leaves error.json; the others go on, and it is tried again at
     the next start. What runs print goes to log.txt in their directories. On Ctrl-C the workers are ended,
@@ -66,7 +68,7 @@ def execute(
     i, n = shard or (0, 1)
     if not 0 <= i < n:
         raise ValueError(f"shard must be (i, n) with 0 <= i < n, got {shard!r}; the first of four is (0, 4)")
-    check(study)
+    check(study, say)
     output = Path(output).absolute()
     open_study(output, study, command)
     runs = study.runs()[i::n]
@@ -90,7 +92,7 @@ def execute(
     )
 
 
-def check(study: Study) -> None:
+def check(study: Study, say: Callable[[str], None] | None = None) -> None:
     """Raise `ValueError` for a task, a scheme, a setting, or data that will not do."""
     from resformer.data.tasks import TASKS
 
@@ -130,7 +132,7 @@ def check(study: Study) -> None:
                 **options,
             )
     for task in study.tasks:  # columns, labels, emptiness; and a download happens once, not in every worker
-        load_task(task, settings.data)
+        load_task(task, settings.data, say=say)
 
 
 def slots(workers: int | None) -> list[Slot]:

@@ -129,9 +129,13 @@ def check_output(output: Path, config: dict[str, Any], *, overwrite: bool = Fals
 
 
 def differences(stored: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """A line for each entry of two configurations that differs."""
+    """A line for each entry of two configurations that differs.
+
+    What is not stored may not have been there to be stored: a setting that came later, the hash of data not yet read.
+    """
     here = json.loads(json.dumps(config))
-    there = asdict(Settings()) | stored  # which may have been written before some of the settings existed
+    hashes = {key: value for key, value in here.items() if key.endswith("_sha256")}
+    there = asdict(Settings()) | hashes | stored
     return [
         f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in {**stored, **here}
