@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A 24 x 128 encoder, pre-trained by masked language modelling, then fine-tuned on SST-2 and CoLA against the same encoder
-# from scratch, with paired seeds. What is finished is not run again, and what was interrupted goes on.
+# A 24 x 128 encoder (ModernBERT, which has no table of positions to learn), pre-trained by masked language modelling, then
+# fine-tuned on SST-2 and CoLA against the same encoder from scratch, with paired seeds. What is finished is not run again,
+# and what was interrupted goes on.
 #
 #     bash scripts/studies/pretraining/run.sh CORPUS VALIDATION DATA OUT [SEED ...]
 #
@@ -12,10 +13,10 @@ shift 4
 [ $# -gt 0 ] || set -- 0 1 2
 resformer=${RESFORMER:-.venv/bin/resformer}
 [ -e "$out/tokenizer" ] || $resformer tokenizer --corpus "$corpus" --output "$out/tokenizer" --vocab-size 8192
-model=(--depth 24 --width 128 --scheme pre_ln --weight-init width_scaled --tokenizer "$out/tokenizer")
+model=(--family modernbert --depth 24 --width 128 --scheme pre_ln --weight-init width_scaled --tokenizer "$out/tokenizer")
 [ -e "$out/pretrained/result.json" ] ||
-  $resformer pretrain --corpus "$corpus" --validation "$validation" "${model[@]}" --steps 4000 --batch-size 32 \
-    --learning-rate 1e-3 --schedule cosine --warmup 0.05 --precision bf16 --save-every 100 --evaluate-every 500 \
+  $resformer pretrain --corpus "$corpus" --validation "$validation" "${model[@]}" --steps 6000 --batch-size 16 \
+    --learning-rate 1e-3 --schedule cosine --warmup 0.05 --precision bf16 --save-every 100 --evaluate-every 1000 \
     --output "$out/pretrained"
 for seed in "$@"; do
   for task in sst2 cola; do
