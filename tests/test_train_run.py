@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker, register_tracker_class
+from safetensors.torch import load_file
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -32,6 +33,27 @@ from pathlib import Path
 from test_train_run import train
 train(Path(sys.argv[1]), **json.loads(sys.argv[2]))
 """
+# accelerate shards on accelerators only, and falls back to DDP on CPUs without a word: here it is told that it may.
+SHARDED = """
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
+from resformer.train import finetune as module
+make_accelerator, finish = module.make_accelerator, module.finish
+
+def sharded(precision):
+    accelerator = make_accelerator(precision)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["BertLayer"]
+    )
+    accelerator.state._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+    return accelerator
+
+def checked(result, output, model, *args, **kwargs):
+    assert any(isinstance(p, DTensor) for p in model.parameters())
+    return finish(result, output, model, *args, **kwargs)
+
+module.make_accelerator, module.finish = sharded, checked
+"""
 
 
 def train(output, *, scheme="rezero", dropout=0.1, resume="auto", overwrite=False, data=None, **changes):
@@ -47,14 +69,11 @@ def alone(output, *, processes=1, fsdp=False, check=True, **changes):
     """In processes of its own."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     variables = {"PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    if fsdp:
-        variables |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
-        variables |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer"}
     launch = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     )
     script = output.parent / f"{output.name}.py"
-    script.write_text(ALONE)
+    script.write_text(SHARDED * fsdp + ALONE)
     command = [sys.executable, *launch, str(script), str(output), json.dumps(changes)]
     return subprocess.run(command, env=os.environ | variables, check=check, timeout=300, capture_output=not check)
 
@@ -435,6 +454,10 @@ def test_two_processes_give_what_one_gives_and_go_on_from_it(tmp_path, way):
     )
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(norms[0], norms[1], rtol=1e-3, atol=1e-6)
+    file = "model/model.resformer.safetensors"
+    torch.testing.assert_close(
+        load_file(tmp_path / "two" / file), load_file(tmp_path / "one" / file), rtol=1e-3, atol=1e-5
+    )
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert (one["provenance"]["processes"], two["provenance"]["processes"]) == (1, 2)
     assert two["metrics"] == one["metrics"]

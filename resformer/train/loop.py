@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import is_bf16_available
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from resformer.errors import unknown
@@ -99,6 +100,7 @@ def windows(
             else:
                 losses.append(_backward(model, batch, part, processes, accelerator))
         norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of a model that is sharded
         pending.append((torch.stack(losses).sum(), norm.detach(), optimizer.param_groups[0]["lr"]))
         optimizer.step()
         optimizer.zero_grad()
