@@ -63,5 +63,7 @@ def test_resolved_from(gaps: dict[int, Estimate | None], expected: int | None) -
 
 def test_without_a_difference_a_depth_is_rarely_found() -> None:
     draws = np.random.default_rng(0).normal(size=(2000, 4, 5))
-    found = sum(resolved_from(dict(zip((6, 12, 24, 48), map(estimate, draw), strict=True))) is not None for draw in draws)
+    found = sum(
+        resolved_from(dict(zip((6, 12, 24, 48), map(estimate, draw), strict=True))) is not None for draw in draws
+    )
     assert found / len(draws) == pytest.approx(0.05, abs=0.015)

@@ -1,6 +1,7 @@
-"""Means with Student-t intervals, for few seeds. Plain numbers in, plain numbers out.
+"""Means and paired differences for few seeds: Student-t intervals, p-values, the size that could be detected.
 
-The percentile bootstrap is not used: at a nominal 95 % it covered 74 % at n = 3 and 84 % at n = 5 in trials.
+Plain numbers in, plain numbers out. The percentile bootstrap is not used here: at a nominal 95 % it covered 74 % at
+n = 3 and 84 % at n = 5 in trials.
 """
 
 from collections.abc import Mapping, Sequence
