@@ -2,7 +2,9 @@
 
 import errno
 import importlib.util
+import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker, register_tracker_class
+from rich.console import Console
 from safetensors.torch import load_file
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -21,7 +24,8 @@ import resformer
 from resformer.optim import scheme_parameters
 from resformer.spelling import parse_scheme
 from resformer.train import checkpoints, sitting
-from resformer.train.finetune import finetune
+from resformer.train.finetune import finetune, finetuning
+from resformer.train.rehearsal import rehearse
 from resformer.train.settings import Settings
 
 # 64 examples in batches of 8: an epoch has 8 steps, and checkpoints lie within one
@@ -34,6 +38,21 @@ from test_train_run import train
 train(Path(sys.argv[1]), **json.loads(sys.argv[2]))
 """
 # accelerate shards on accelerators only, and falls back to DDP on CPUs without a word: here it is told that it may.
+TRACKED = """
+from accelerate.tracking import GeneralTracker, register_tracker_class
+
+class Silent(GeneralTracker):
+    name, requires_logging_directory = "silent", False
+    tracker = store_init_configuration = log = None
+
+    def __init__(self, run_name, **kwargs):
+        super().__init__()
+
+    def store_init_configuration(self, values): ...
+    def log(self, values, step=None, **kwargs): ...
+
+register_tracker_class(Silent)
+"""
 SHARDED = """
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
@@ -73,7 +92,7 @@ def alone(output, *, processes=1, fsdp=False, check=True, **changes):
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     )
     script = output.parent / f"{output.name}.py"
-    script.write_text(SHARDED * fsdp + ALONE)
+    script.write_text(SHARDED * fsdp + TRACKED + ALONE)
     command = [sys.executable, *launch, str(script), str(output), json.dumps(changes)]
     return subprocess.run(command, env=os.environ | variables, check=check, timeout=300, capture_output=not check)
 
@@ -238,8 +257,10 @@ def test_a_named_checkpoint_is_gone_on_from_or_refused(tmp_path, monkeypatch, wh
     file = chosen / "training.pt"
     content = file.read_bytes()
     file.write_bytes(content[:100])
-    with pytest.raises(ValueError, match=r"step-000000006' cannot be used: training.pt has 100 bytes"):
-        train(output, resume=str(chosen))
+    for folder in (output, tmp_path / "new"):
+        with pytest.raises(ValueError, match=r"step-000000006' cannot be used: training.pt has 100 bytes"):
+            train(folder, resume=str(chosen))
+    assert not (tmp_path / "new").exists()
     file.write_bytes(content)
     train(output, resume=str(chosen))
     assert_same(output, whole)
@@ -266,6 +287,44 @@ def test_going_back_leaves_no_checkpoint_of_what_was_given_up(tmp_path, monkeypa
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000000003", "step-000000004"]
     train(output)
     assert_same(output, whole)
+
+
+def test_overwriting_leaves_what_is_not_of_the_run(tmp_path):
+    train(tmp_path / "run", steps=2)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert train(tmp_path / "run", steps=3, overwrite=True)["cost"]["steps"] == 3
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_log_that_cannot_be_written_is_noted(tmp_path, monkeypatch, whole):
+    original = sitting.append
+
+    def full(path, entries):
+        if path.name == "evaluations.jsonl":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, entries)
+
+    monkeypatch.setattr(sitting, "append", full)
+    with pytest.warns(UserWarning, match="nothing in evaluations.jsonl up to step 7: No space left on device"):
+        result = train(tmp_path / "run")
+    assert len(result["notes"]) == 3
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_rehearsal_of_a_loss_that_is_no_number(tmp_path):
+    settings = Settings(**SETTINGS)
+    model = resformer.patch(tiny_bert(), "rezero", init="paper")
+    torch.nn.init.constant_(model.classifier.bias, math.inf)
+    found = rehearse(model, finetuning(model, tiny_tokenizer(), TASK, tiny_data(), settings), tmp_path / "x", settings)
+    assert not math.isfinite(found.step.loss)
+    assert "loss nan" in shown(found) or "loss inf" in shown(found)
+    assert not (tmp_path / "x").exists()
+
+
+def shown(what):
+    with io.StringIO() as text:
+        Console(file=text, width=80).print(what)
+        return text.getvalue()
 
 
 def test_what_is_refused_deletes_nothing(tmp_path, whole):
@@ -328,7 +387,7 @@ def test_on_a_full_disk_training_goes_on(tmp_path, monkeypatch, whole, hidden):
 
     output = tmp_path / "run"
     monkeypatch.setattr(torch, "save", full)
-    with pytest.warns(UserWarning, match="no checkpoint after step 3: No space left on device; training goes on"):
+    with pytest.warns(UserWarning, match="no checkpoint after step 3: No space left on device"):
         result = train(output)
     assert len(result["notes"]) == 6
     assert list((output / "checkpoints").iterdir()) == []
@@ -449,7 +508,7 @@ def test_two_processes_give_what_one_gives_and_go_on_from_it(tmp_path, way):
         (tmp_path / "half").rename(tmp_path / "two" / "checkpoints" / "step-000000010")
     else:
         (tmp_path / "two" / "train.jsonl").unlink()
-    alone(tmp_path / "two", processes=2, fsdp=way == "fsdp", **changes)
+    alone(tmp_path / "two", processes=2, fsdp=way == "fsdp", track=["silent"], **changes)
     losses, norms = (
         [[line[what] for line in log(tmp_path / n)] for n in ("two", "one")] for what in ("loss", "grad_norm")
     )

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from resformer.files import finite, write_json_atomically
 from resformer.train import checks
-from resformer.train.checkpoints import CONFIG, newest, step_of
+from resformer.train.checkpoints import CONFIG, check_whole, newest, step_of
 
 CHECKPOINTS = "checkpoints"
 TRAIN, EVALUATIONS, LAYERS = LOGS = ("train.jsonl", "evaluations.jsonl", "layers.jsonl")
@@ -30,18 +31,16 @@ def open_folder(
     named = None if resume in ("auto", "never") else Path(resume)
     if named is not None:
         _check_named(named, config, overwrite)
-    if overwrite:
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            _delete_run(output)
-        accelerator.wait_for_everyone()
-    checks.check_output(output, config)
-    found, broken = newest(output / CHECKPOINTS) if resume == "auto" else (named, [])
+    checks.check_output(output, config, overwrite=overwrite)
+    accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
+    if overwrite and accelerator.is_main_process:
+        _delete_run(output)
+    found, broken = newest(output / CHECKPOINTS) if resume == "auto" and accelerator.is_main_process else (named, [])
+    found, broken = broadcast_object_list([found, broken])  # what one sees of a shared folder another may not see yet
     notes = [f"passed over the checkpoint {reason}" for reason in broken]
     if accelerator.is_main_process:
         for note in notes:
             warnings.warn(note, stacklevel=3)
-    accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         if not (output / "config.json").exists():
@@ -57,6 +56,7 @@ def _check_named(checkpoint: Path, config: dict[str, Any], overwrite: bool) -> N
         raise ValueError(
             f"resume is {str(checkpoint)!r}, and there is no such folder; give 'auto', 'never' or a checkpoint"
         )
+    check_whole(checkpoint)
     if other := checks.differences(checks.read_json(checkpoint / CONFIG) or {}, config):
         raise ValueError(
             f"the checkpoint {str(checkpoint)!r} is of another configuration:\n"

@@ -75,11 +75,12 @@ def rehearse(
         sitting = Sitting(model, job, output, settings, None, lambda: False)
         sitting.steps = 2
         windows = sitting.windows(lambda step: None, look=lambda step: True)
-        ((first,), started) = next(windows), time.perf_counter()
-        next(windows)
-        seconds = time.perf_counter() - started
+        started, taken = time.perf_counter(), []
+        for window in windows:  # one, if its loss is not finite
+            taken.append((window[0], time.perf_counter() - started))
+            started = time.perf_counter()
     peak = peak_memory_mb(accelerator.device)
-    return Rehearsal(job.config, job.epoch, accelerator.num_processes, found, first, seconds, peak)
+    return Rehearsal(job.config, job.epoch, accelerator.num_processes, found, taken[0][0], taken[-1][1], peak)
 
 
 def _on(batch: dict[str, Any], device: Any) -> dict[str, Any]:

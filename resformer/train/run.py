@@ -70,8 +70,8 @@ def run(
                 if over:
                     break
             sitting.evaluate_at_the_end()
-        if settings.track:
-            accelerator.end_training()
+        for tracker in accelerator.trackers if settings.track else ():
+            tracker.finish()  # `end_training` would take the processes apart, which have yet to agree on the result
     accelerator.unwrap_model(sitting.model, keep_fp32_wrapper=False)  # takes the autocast off `model`
     return sitting.outcome
 

@@ -171,8 +171,7 @@ class Sitting:
                 folder, step, self.model, self.optimizer, state, self.job.config, accelerator=accelerator, keep=keep
             )
         except OSError as error:
-            self.outcome.notes.append(f"no checkpoint after step {step}: {error.strerror or error}")
-            warnings.warn(f"{self.outcome.notes[-1]}; training goes on", stacklevel=2)
+            self._tell(f"no checkpoint after step {step}: {error.strerror or error}")
 
     def _restore(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.model, self.optimizer, accelerator=self.accelerator)
@@ -183,10 +182,17 @@ class Sitting:
     def _log(self, name: str, entries: list[dict[str, Any]]) -> None:
         """To the file `name`, and of the last entry what is a number to the trackers."""
         if self.accelerator.is_main_process:
-            append(self.output / name, entries)
+            try:
+                append(self.output / name, entries)
+            except OSError as error:
+                self._tell(f"nothing in {name} up to step {entries[-1]['step']}: {error.strerror or error}")
         if self.settings.track:
             step, last = entries[-1]["step"], entries[-1].get("metrics", entries[-1])
             self.accelerator.log({name: value for name, value in last.items() if name != "step"}, step=step)
+
+    def _tell(self, note: str) -> None:
+        self.outcome.notes.append(note)
+        warnings.warn(note, stacklevel=2)
 
 
 def make_ready(model: PreTrainedModel, job: Job, settings: Settings) -> None:
