@@ -296,6 +296,12 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path, corpus):
     seeing = AutoModelForCausalLM.from_config(model_of(corpus[1]).config)
     with pytest.raises(ValueError, match="this BertLMHeadModel sees those after it as well; set is_decoder=True"):
         run(tmp_path / "run", corpus, model=seeing, objective="clm", causal=True)
+    foreign = corpus[0].folder.parent / "foreign.txt"
+    foreign.write_text("ж " * 400)
+    shards = tokenize_corpus([str(foreign)], corpus[1], corpus[0].folder.parent / "foreign")
+    unknown = Packed(shards, 16, (corpus[1].cls_token_id, corpus[1].sep_token_id))
+    with pytest.raises(ValueError, match=r"no token of the .* held-out samples can be predicted"):
+        run(tmp_path / "run", corpus, held_out=unknown)
     small = model_of(train_tokenizer(["one two"]))
     with pytest.raises(ValueError, match=r"the tokenizer has 15 tokens, BertForMaskedLM has"):
         run(tmp_path / "run", corpus, model=small)

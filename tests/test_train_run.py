@@ -327,7 +327,7 @@ def shown(what):
         return text.getvalue()
 
 
-def test_what_is_refused_deletes_nothing(tmp_path, whole):
+def test_what_is_refused_deletes_nothing(tmp_path, monkeypatch, whole):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     for changes, message in (
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
@@ -338,6 +338,9 @@ def test_what_is_refused_deletes_nothing(tmp_path, whole):
     ):
         with pytest.raises(ValueError, match=message):
             train(whole, overwrite=True, **changes)
+    monkeypatch.setattr("transformers.BertPreTrainedModel.supports_gradient_checkpointing", False)
+    with pytest.raises(ValueError, match="BertForSequenceClassification has no gradient checkpointing"):
+        train(whole, overwrite=True, gradient_checkpointing=True)
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 

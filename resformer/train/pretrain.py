@@ -156,6 +156,11 @@ def pretraining(
     if masked:
         probe = text.batch(np.arange(2), 0)
         head = find_head(model, {name: tensor.to(model.device) for name, tensor in probe.items()})
+    if not unseen.counts(np.arange(len(held[1]))).any():
+        raise ValueError(
+            f"no token of the {len(held[1])} held-out samples can be predicted: the tokenizer knows none; "
+            "give other text, or train a tokenizer on it"
+        )
     seen = frequencies(text)
     floors = {"unigram_loss": unigram_loss(seen, unseen)}
     if masked:

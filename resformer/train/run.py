@@ -43,6 +43,8 @@ def run(
             checkpoint.
         overwrite: delete what an earlier run left in this folder.
     """
+    if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ValueError(f"{type(model).__name__} has no gradient checkpointing; lower micro_batch_size instead")
     accelerator = job.accelerator
     start, notes = open_folder(output, job.config, resume, overwrite, accelerator)
     main = accelerator.is_main_process

@@ -154,7 +154,7 @@ class Sitting:
             self.outcome.status = "diverged"
             return
         entry = {"step": step, "score": found.score, "metrics": found.metrics}
-        if entry not in self.outcome.evaluations:  # unless interrupted after its last step
+        if all(one["step"] != step for one in self.outcome.evaluations):  # or interrupted after its last step
             self.outcome.evaluations.append(entry)
             self._log(EVALUATIONS, [entry])
 
