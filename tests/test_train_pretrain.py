@@ -187,7 +187,7 @@ def test_parts_weigh_by_their_predicted_tokens(tmp_path):
     counts = (labels != -100).sum(1)
     assert text.counts(chosen).tolist() == counts.tolist()
     assert {0, 2} <= set(counts), "some samples have nothing to predict, most the usual share"
-    for processes, size in ((1, None), (1, 1), (2, 2), (3, None)):
+    for processes, size in ((1, None), (1, 1), (2, 2), (3, None), (len(packed) + 2, None)):
         found = [text.parts(chosen, 0, rank, processes, size) for rank in range(processes)]
         parts = [(batch, part) for one in found for batch, part in one]
         assert sum(part for _, part in parts) == pytest.approx(1.0)

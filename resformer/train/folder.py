@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -36,7 +37,12 @@ def open_folder(
     if overwrite and accelerator.is_main_process:
         _delete_run(output)
     found, broken = newest(output / CHECKPOINTS) if resume == "auto" and accelerator.is_main_process else (named, [])
-    found, broken = broadcast_object_list([found, broken])  # what one sees of a shared folder another may not see yet
+    found, broken = broadcast_object_list([found, broken])
+    if lacking := _count(found is not None and not found.is_dir(), accelerator):
+        raise ValueError(
+            f"the checkpoint {str(found)!r} is not seen by {lacking} of {accelerator.num_processes} processes; give an "
+            "output folder on a disk that all machines share"
+        )
     notes = [f"passed over the checkpoint {reason}" for reason in broken]
     if accelerator.is_main_process:
         for note in notes:
@@ -46,6 +52,11 @@ def open_folder(
         if not (output / "config.json").exists():
             write_json_atomically(output / "config.json", config)
     return found, notes
+
+
+def _count(mine: bool, accelerator: Accelerator) -> int:
+    """On how many processes it is so."""
+    return int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), "sum"))
 
 
 def _check_named(checkpoint: Path, config: dict[str, Any], overwrite: bool) -> None:
