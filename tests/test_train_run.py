@@ -25,6 +25,7 @@ from resformer.optim import scheme_parameters
 from resformer.spelling import parse_scheme
 from resformer.train import checkpoints, sitting
 from resformer.train.finetune import finetune, finetuning
+from resformer.train.folder import go_on_from
 from resformer.train.rehearsal import rehearse
 from resformer.train.settings import Settings
 
@@ -287,6 +288,27 @@ def test_going_back_leaves_no_checkpoint_of_what_was_given_up(tmp_path, monkeypa
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000000003", "step-000000004"]
     train(output)
     assert_same(output, whole)
+
+
+def test_asked_to_stop_at_its_last_step_it_is_finished(tmp_path, monkeypatch, whole):
+    assert stopped(tmp_path / "run", monkeypatch, after=20)["status"] == "ok"
+    assert_same(tmp_path / "run", whole)
+
+
+def test_going_back_cuts_the_looks_at_layers(tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    stopped(output, monkeypatch, after=16, watch_every=4)
+    assert [look["step"] for look in log(output, "layers.jsonl")] == [4, 8, 12, 16]
+    train(output, watch_every=4, resume=str(output / "checkpoints" / "step-000000015"))
+    assert [look["step"] for look in log(output, "layers.jsonl")] == [4, 8, 12, 16, 20]
+
+
+def test_what_a_sitting_goes_on_from_stays(tmp_path):
+    for step in (3, 6, 9):
+        (tmp_path / "checkpoints" / f"step-{step:09d}").mkdir(parents=True)
+    go_on_from(tmp_path, 6, {"train.jsonl": [{"step": 6}]})
+    assert sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
+    assert log(tmp_path) == [{"step": 6}]
 
 
 def test_overwriting_leaves_what_is_not_of_the_run(tmp_path):
