@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, send_to_device
 from transformers import PreTrainedModel
 
 from resformer.calibration import calibrate, uncalibrated
@@ -200,7 +200,7 @@ def make_ready(model: PreTrainedModel, job: Job, settings: Settings) -> None:
     device = job.accelerator.device
     model.to(device)
     if uncalibrated(model):  # before it is wrapped, and on the whole batch, so that every process finds the same
-        calibrate(model, {name: tensor.to(device) for name, tensor in job.first().items()})
+        calibrate(model, send_to_device(job.first(), device))
     if settings.gradient_checkpointing:
         of_any_version = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         of_any_version({"use_reentrant": False})
