@@ -156,7 +156,7 @@ def finetune(
 
     from resformer.data.source import load_source
     from resformer.data.tokenizer import train_tokenizer
-    from resformer.train.checks import check_folder, check_hub_name
+    from resformer.train.checks import check_folder, check_hub_name, check_resume
     from resformer.train.finetune import finetune as run
     from resformer.train.finetune import finetuning
     from resformer.train.load import start_model
@@ -165,6 +165,7 @@ def finetune(
     _quiet()
     check_hub_name(push_to)
     check_folder(output, overwrite=overwrite)
+    check_resume(resume, overwrite=overwrite)
     task, splits = load_source(source, say=_say)
     words = None
     if start.model is None and start.tokenizer is None:
@@ -275,7 +276,7 @@ def pretrain(
     """Pre-train a model on text, by masked or causal language modelling."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    from resformer.train.checks import check_folder, check_hub_name
+    from resformer.train.checks import check_folder, check_hub_name, check_resume
     from resformer.train.load import start_model
     from resformer.train.pretrain import OBJECTIVES, check_pretraining, pack, pretraining
     from resformer.train.pretrain import pretrain as run
@@ -286,6 +287,7 @@ def pretrain(
     _quiet()
     check_hub_name(push_to)
     check_folder(output, overwrite=overwrite)
+    check_resume(resume, overwrite=overwrite)
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForCausalLM
     model, tokenizer = start_model(
         start, auto, seed=settings.seed, length=max_length, precision=settings.precision, say=_say

@@ -258,6 +258,8 @@ WRONG = [
     (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--tokens", "0"), "tokens is 0"),
     (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--held-out", "0"), "held_out is 0"),
     (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--push-to-hub", "m"), "OWNER/NAME"),
+    (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--resume", "y"), "'y' is no checkpoint"),
+    (("finetune", "--model", "nowhere", "--task", "agreement", "--output", "x", "--resume", "y"), "is no checkpoint"),
     ((*COMPARE, "--weight-init", "xav"), "'xavier'"),
     ((*COMPARE, "--precision", "fp8"), "fp8"),
     ((*COMPARE, "--max-length", "2"), "max_length"),

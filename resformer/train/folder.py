@@ -29,9 +29,9 @@ def open_folder(
 
     Every process calls this. Raises `ValueError` for a folder or a checkpoint that cannot be used, and leaves it.
     """
-    named = None if resume in ("auto", "never") else Path(resume)
+    named = checks.check_resume(resume, overwrite=overwrite)
     if named is not None:
-        _check_named(named, config, overwrite)
+        _check_named(named, config)
     checks.check_output(output, config, overwrite=overwrite)
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
     if overwrite and accelerator.is_main_process:
@@ -59,14 +59,7 @@ def _count(mine: bool, accelerator: Accelerator) -> int:
     return int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), "sum"))
 
 
-def _check_named(checkpoint: Path, config: dict[str, Any], overwrite: bool) -> None:
-    step_of(checkpoint)
-    if overwrite:
-        raise ValueError(f"overwrite begins again, and resume={str(checkpoint)!r} goes on; give one of the two")
-    if not checkpoint.is_dir():
-        raise ValueError(
-            f"resume is {str(checkpoint)!r}, and there is no such folder; give 'auto', 'never' or a checkpoint"
-        )
+def _check_named(checkpoint: Path, config: dict[str, Any]) -> None:
     check_whole(checkpoint)
     if other := checks.differences(checks.read_json(checkpoint / CONFIG) or {}, config):
         raise ValueError(
