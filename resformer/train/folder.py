@@ -19,7 +19,7 @@ from resformer.train.checkpoints import CONFIG, check_whole, newest, step_of
 CHECKPOINTS = "checkpoints"
 TRAIN, EVALUATIONS, LAYERS = LOGS = ("train.jsonl", "evaluations.jsonl", "layers.jsonl")
 PROJECT = "resformer"  # the name under which trackers know runs, and the folder of those that write files
-WRITTEN = ("config.json", "result.json", *LOGS, CHECKPOINTS, "model", PROJECT)
+WRITTEN = ("result.json", CHECKPOINTS, *LOGS, "model", PROJECT, "config.json")
 
 
 def open_folder(
@@ -71,10 +71,11 @@ def _check_named(checkpoint: Path, config: dict[str, Any]) -> None:
 
 
 def _delete_run(output: Path) -> None:
-    """What a run has written, and nothing else."""
+    """What a run has written, and nothing else: the result first, so that a run of which the rest is left does not look
+    finished, then what would be gone on from; the configuration last, by which a run is known."""
     if checks.read_json(output / "config.json") is None:
         return
-    for name in reversed(WRITTEN):  # the configuration last, by which a run is known
+    for name in WRITTEN:
         path = output / name
         if path.is_dir():
             shutil.rmtree(path)
