@@ -6,8 +6,9 @@ import os
 import shlex
 import sys
 import textwrap
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,6 +28,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 WORDS = 8192  # entries at most of a tokenizer that is made of the words of a task
+COMPILING = "torch.compile: the first steps compile the model, which can take minutes"
+WAIT = 3.0  # seconds, in which a launcher has noticed that another process failed
 # options that take several values
 LISTS = ("--schemes", "--depths", "--tasks", "--learning-rates", "--corpus", "--validation", "--track")
 SCHEME = "NAME or NAME:OPTION=VALUE,OPTION=VALUE, such as exclusive_gate:bias=0"
@@ -38,14 +41,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(spread(sys.argv[1:] if arguments is None else arguments))
     except ValueError as error:
-        typer.echo(f"resformer: {error}", err=True)
-        sys.exit(2)
+        _fail(str(error))
     except OSError as error:
-        typer.echo(f"resformer: cannot use {error.filename or 'a file'}: {error.strerror or error}", err=True)
-        sys.exit(2)
+        _fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C
             typer.echo("resformer: stopped; the same command goes on from what it has saved", err=True)
+        else:
+            _leave_group()
         raise
 
 
@@ -176,6 +179,8 @@ def finetune(
         say=_say,
     )
     describe = start.described() | source.described()
+    if settings.compile:
+        _say(COMPILING)
     if to.dry_run:
         job = finetuning(model, tokenizer, task, splits, settings, max_length=max_length, describe=describe)
         _show_once(rehearse(model, job, to.output, settings, overwrite=to.overwrite))
@@ -282,6 +287,8 @@ def pretrain(
     )
     packed = pack(corpus, tokenizer, max_length, objective, shards=shards, column=column, tell=_say)
     held = pack(validation, tokenizer, max_length, objective, column=column, tell=_say) if validation else held_out
+    if settings.compile:
+        _say(COMPILING)
     if to.dry_run:
         job = pretraining(model, tokenizer, packed, settings, held_out=held, **aims)
         _show_once(rehearse(model, job, to.output, settings, overwrite=to.overwrite))
@@ -430,6 +437,22 @@ def _quiet() -> None:
     warnings.formatwarning = lambda message, *rest: f"note: {message}\n"
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def _fail(message: str) -> NoReturn:
+    """Exit with status 2 and a message: one, where several processes of a machine fail alike, since the launcher ends
+    those that wait as soon as the first has failed. What only one of them meets is told after the wait."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(WAIT)
+    typer.echo(f"resformer: {message}", err=True)
+    sys.exit(2)
+
+
+def _leave_group() -> None:
+    """Take the processes of `accelerate launch` apart, which have all come to the end; else torch warns."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _speaks() -> bool:
