@@ -326,7 +326,7 @@ def test_a_folder_without_tokenizer_or_whole_weights_is_refused(resformer, check
 
 
 def test_a_run_that_is_asked_to_stop_exits_with_75_and_goes_on(resformer, checkpoint, tmp_path, monkeypatch):
-    from test_train_run import stopped_by
+    from training_runs import stopped_by
 
     steps = ("--steps", 6, "--batch-size", 4, "--train-size", 50)
     arguments = ("finetune", "--model", checkpoint, "--task", "agreement", *steps, "--output", tmp_path / "a")

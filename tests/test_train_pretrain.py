@@ -261,7 +261,7 @@ def test_flags_of_the_gradients_and_of_the_evaluation(corpus):
 
 
 def test_interrupted_it_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, corpus):
-    from test_train_run import stopped_by
+    from training_runs import stopped_by
 
     whole = run(tmp_path / "whole", corpus, model=model_of(corpus[1], dropout=0.1), save_every=7, save_model=True)
     with stopped_by(monkeypatch, 31):
