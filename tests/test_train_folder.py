@@ -1,6 +1,8 @@
 """The folder of a run: what is refused, deleted, or cannot be written there."""
 
 import errno
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,31 @@ def test_overwriting_leaves_what_is_not_of_the_run(tmp_path):
     (tmp_path / "run" / "notes.txt").write_text("mine")
     assert train(tmp_path / "run", steps=3, overwrite=True)["cost"]["steps"] == 3
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("last", range(5))
+def test_a_deletion_that_is_cut_off_leaves_nothing_that_looks_finished(tmp_path, monkeypatch, whole, last):
+    """What is left is of a run that is known, and may be gone on with."""
+    output, deleted = tmp_path / "run", []
+    shutil.copytree(whole, output)
+    with monkeypatch.context() as patched:
+        for where, name in ((shutil, "rmtree"), (Path, "unlink")):
+            original = getattr(where, name)
+
+            def cut(path, *args, original=original, **kwargs):
+                if len(deleted) == last:
+                    raise OSError(errno.EIO, "Input/output error")
+                deleted.append(path.name)
+                original(path, *args, **kwargs)
+
+            patched.setattr(where, name, cut)
+        with pytest.raises(OSError, match="Input/output error"):
+            train(output, overwrite=True)
+    assert not (last and (output / "result.json").exists()), deleted
+    assert (output / "config.json").exists()
+    if last:
+        train(output)
+        assert_same(output, whole)
 
 
 def test_what_is_refused_deletes_nothing(tmp_path, monkeypatch, whole):

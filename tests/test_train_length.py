@@ -55,3 +55,19 @@ def test_a_run_by_the_clock(tmp_path, clock):
     train(tmp_path / "counted", steps=60, **changes)
     rates, counted = ([line["learning_rate"] for line in log(tmp_path / name)] for name in ("run", "counted"))
     assert rates == pytest.approx(counted, abs=1e-6), "a run of ten thousand small steps"
+
+
+def test_looks_are_seldom_and_no_further_apart_than_patience(tmp_path, monkeypatch, clock):
+    """Every 25 steps, and by the pace of ten slow ones; the first ones are nearer, since the pace is not yet known."""
+    looks = []
+    take = sitting.Sitting.take
+    monkeypatch.setattr(
+        sitting.Sitting, "take", lambda self, window: (looks.append(window[-1].step), take(self, window))[1]
+    )
+    changes = {"steps": 60, "save_every": None, "evaluate_every": None}
+    train(tmp_path / "slow", **changes)
+    assert looks == [1, 2, 4, 8, 16, 25, 35, 45, 50, 60]
+    looks.clear()
+    monkeypatch.setattr(sitting, "PATIENCE", 1000.0)
+    train(tmp_path / "quick", **changes)
+    assert looks == [1, 2, 4, 8, 16, 25, 50, 60]

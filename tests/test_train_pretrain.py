@@ -26,14 +26,18 @@ SETTINGS = {"steps": 60, "batch_size": 8, "learning_rate": 1e-2, "warmup": 0.1}
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Texts that count: each word follows from the one before it."""
-    folder = tmp_path_factory.mktemp("corpus")
+def counting(folder):
+    """Texts that count, of which each word follows from the one before it: their shards, and a tokenizer."""
     texts = [" ".join(WORDS[(start + i) % 10] for i in range(23)) for start in range(200)]
-    (folder / "counting.txt").write_text("\n\n".join(texts))
+    if not (folder / "counting.txt").exists():
+        (folder / "counting.txt").write_text("\n\n".join(texts))
     tokenizer = train_tokenizer(texts, max_length=32)
     return tokenize_corpus([str(folder / "counting.txt")], tokenizer, folder / "shards"), tokenizer
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return counting(tmp_path_factory.mktemp("corpus"))
 
 
 def packed_of(corpus, length=16, causal=False):

@@ -1,24 +1,40 @@
-"""A run in two processes of this machine."""
+"""A run in two processes of this machine gives what it gives in one."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import test_train_predict as predict
+import test_train_pretrain as pretrain
 import torch
 from safetensors.torch import load_file
-from training_runs import log, train
+from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
+from training_runs import SETTINGS, assert_same, log, stopped_by, train
+
+import resformer
+from resformer.data.tasks import TASKS
+from resformer.train.finetune import finetuning
+from resformer.train.rehearsal import rehearse
+from resformer.train.settings import Settings
 
 HERE = Path(__file__).parent
+# What each process of a launch does. Then it leaves at once: at the interpreter's own exit threads of torch and gloo
+# that still run abort it now and then ("terminate called without an active exception").
 ALONE = """
-import json, sys
+import json, os, sys
 from pathlib import Path
-from training_runs import train
-train(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+from torch import distributed
+from test_train_processes import {name}
+{name}(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+if distributed.is_initialized():
+    distributed.destroy_process_group()
+os._exit(0)
 """
-# accelerate shards on accelerators only, and falls back to DDP on CPUs without a word: here it is told that it may.
 TRACKED = """
 from accelerate.tracking import GeneralTracker, register_tracker_class
 
@@ -34,8 +50,7 @@ class Silent(GeneralTracker):
 
 register_tracker_class(Silent)
 """
-
-
+# accelerate shards on accelerators only, and falls back to DDP on CPUs without a word: here it is told that it may.
 SHARDED = """
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
@@ -58,17 +73,14 @@ module.make_accelerator, module.finish = sharded, checked
 """
 
 
-def alone(output, *, processes=1, fsdp=False, check=True, **changes):
-    """In processes of its own."""
+def launch(output, name="train", *, first="", **changes):
+    """Call the function `name` of this module on `output` in two processes, after the lines `first`."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     variables = {"PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
     script = output.parent / f"{output.name}.py"
-    script.write_text(SHARDED * fsdp + TRACKED + ALONE)
-    command = [sys.executable, *launch, str(script), str(output), json.dumps(changes)]
-    return subprocess.run(command, env=os.environ | variables, check=check, timeout=300, capture_output=not check)
+    script.write_text(first + ALONE.format(name=name))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    subprocess.run([*command, str(output), json.dumps(changes)], env=os.environ | variables, check=True, timeout=300)
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
@@ -86,7 +98,7 @@ def test_two_processes_give_what_one_gives_and_go_on_from_it(tmp_path, way):
         (tmp_path / "half").rename(tmp_path / "two" / "checkpoints" / "step-000000010")
     else:
         (tmp_path / "two" / "train.jsonl").unlink()
-    alone(tmp_path / "two", processes=2, fsdp=way == "fsdp", track=["silent"], **changes)
+    launch(tmp_path / "two", first=SHARDED * (way == "fsdp") + TRACKED, track=["silent"], **changes)
     losses, norms = (
         [[line[what] for line in log(tmp_path / n)] for n in ("two", "one")] for what in ("loss", "grad_norm")
     )
@@ -108,3 +120,92 @@ def test_two_processes_give_what_one_gives_and_go_on_from_it(tmp_path, way):
     assert [line["learning_rate"] for line in log(tmp_path / "one")] == [
         line["learning_rate"] for line in log(tmp_path / "two")
     ], "the schedule has one length on any number of processes"
+
+
+# ------------------------------------------------------------------------------------------------ several in one launch
+
+
+TEXT = {"steps": 12, "batch_size": 9, "micro_batch_size": 2, "held_out": 13}  # nothing divides evenly
+
+
+def rehearsed(folder):
+    settings = Settings(**(SETTINGS | {"batch_size": 9}))
+    model = resformer.patch(tiny_bert(), "rezero", init="paper")
+    return rehearse(model, finetuning(model, tiny_tokenizer(), TASK, tiny_data(), settings), folder, settings)
+
+
+def predicted(folder, output):
+    return predict.run(folder / "model", TASKS["rte"], output, data=folder / "data", batch_size=4)
+
+
+def full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def together(folder):
+    """All that two processes are to do as one does, one after the other; what each of them got is written."""
+    rank = int(os.environ["RANK"])
+    pretrain.run(folder / "pretrained", pretrain.counting(folder), **TEXT)
+    found = rehearsed(folder / "rehearsed")
+    train(folder / "whole")
+    with pytest.MonkeyPatch.context() as patch, stopped_by(patch, 8) if rank == 1 else nullcontext():
+        first = train(folder / "stopped")
+    second = train(folder / "stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        on_full_disk = train(folder / "full")
+    predicted(folder, folder / "answers")
+    got = {
+        "rehearsed": [found.processes, found.plan.batch, found.step.loss, found.step.grad_norm],
+        "stopped": [first["status"], first["cost"]["steps"], second["status"]],
+        "full": [on_full_disk["status"], len(on_full_disk["notes"])],
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(got))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder in which two processes have worked, and what each of them got."""
+    folder = tmp_path_factory.mktemp("two")
+    pretrain.counting(folder)
+    predict.save(folder / "model")
+    predict.put(folder / "data")
+    launch(folder, "together")
+    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_two_processes_pretrain_as_one(tmp_path, two):
+    pretrain.run(tmp_path / "run", pretrain.counting(two[0]), **TEXT)
+    for what in ("loss", "grad_norm"):
+        losses = [[line[what] for line in log(folder)] for folder in (tmp_path / "run", two[0] / "pretrained")]
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-6)
+    one, other = (json.loads((f / "result.json").read_text()) for f in (tmp_path / "run", two[0] / "pretrained"))
+    assert other["provenance"]["processes"] == 2
+    assert other["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+    assert (other["config"], other["examples"]) == (one["config"], one["examples"])
+
+
+def test_two_processes_rehearse_as_one(tmp_path, two):
+    alone = rehearsed(tmp_path / "x")
+    for got in two[1]:
+        processes, batch, loss, norm = got["rehearsed"]
+        assert (processes, batch) == (2, 5), "the larger part of 9"
+        assert (loss, norm) == (pytest.approx(alone.step.loss, rel=1e-5), pytest.approx(alone.step.grad_norm, rel=1e-4))
+    assert not (two[0] / "rehearsed").exists()
+
+
+def test_asked_to_stop_all_processes_save_and_go_on(two):
+    """One of them was asked, and not the main one."""
+    assert [got["stopped"] for got in two[1]] == [["stopped", 8, "ok"]] * 2
+    assert_same(two[0] / "stopped", two[0] / "whole")
+
+
+def test_no_process_waits_for_a_checkpoint_that_cannot_be_written(two):
+    assert [got["full"] for got in two[1]] == [["ok", 6], ["ok", 0]], "the main one writes"
+    assert_same(two[0] / "full", two[0] / "whole")
+    assert list((two[0] / "full" / "checkpoints").iterdir()) == []
+
+
+def test_two_processes_predict_as_one(tmp_path, two):
+    predicted(two[0], tmp_path)
+    assert (two[0] / "answers" / "RTE.tsv").read_text() == (tmp_path / "RTE.tsv").read_text()

@@ -39,6 +39,24 @@ def test_a_rehearsal_of_a_loss_that_is_no_number(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(("micro", "batch"), [(None, 8), (3, 3), (100, 8)])
+def test_a_rehearsal_is_of_a_micro_batch(tmp_path, micro, batch):
+    settings = Settings(**(SETTINGS | {"micro_batch_size": micro}))
+    model = resformer.patch(tiny_bert(), "rezero", init="paper")
+    job = finetuning(model, tiny_tokenizer(), TASK, tiny_data(), settings)
+    assert rehearse(model, job, tmp_path / "x", settings).plan.batch == batch
+
+
+def test_a_rehearsal_looks_at_the_folder(whole):
+    settings = Settings(**SETTINGS)
+    model = resformer.patch(tiny_bert(), "rezero", init="paper")
+    job = finetuning(model, tiny_tokenizer(), TASK, tiny_data(), settings)
+    with pytest.raises(ValueError, match="this run is finished"):
+        rehearse(model, job, whole, settings)
+    assert rehearse(model, job, whole, settings, overwrite=True).epoch == 8
+    assert (whole / "result.json").exists(), "and deletes nothing"
+
+
 def shown(what):
     with io.StringIO() as text:
         Console(file=text, width=80).print(what)
