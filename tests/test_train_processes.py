@@ -122,9 +122,6 @@ def test_two_processes_give_what_one_gives_and_go_on_from_it(tmp_path, way):
     ], "the schedule has one length on any number of processes"
 
 
-# ------------------------------------------------------------------------------------------------ several in one launch
-
-
 TEXT = {"steps": 12, "batch_size": 9, "micro_batch_size": 2, "held_out": 13}  # nothing divides evenly
 
 
@@ -163,49 +160,37 @@ def together(folder):
     (folder / f"{rank}.json").write_text(json.dumps(got))
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """The folder in which two processes have worked, and what each of them got."""
-    folder = tmp_path_factory.mktemp("two")
-    pretrain.counting(folder)
-    predict.save(folder / "model")
-    predict.put(folder / "data")
-    launch(folder, "together")
-    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+def test_two_processes_do_what_one_does(tmp_path):
+    """All in one test, so that there is one launch, which takes seconds, however tests are divided among workers."""
+    pretrain.counting(tmp_path)
+    predict.save(tmp_path / "model")
+    predict.put(tmp_path / "data")
+    launch(tmp_path, "together")
+    both = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
 
-
-def test_two_processes_pretrain_as_one(tmp_path, two):
-    pretrain.run(tmp_path / "run", pretrain.counting(two[0]), **TEXT)
+    pretrain.run(tmp_path / "alone", pretrain.counting(tmp_path), **TEXT)
+    alone, pair = tmp_path / "alone", tmp_path / "pretrained"
     for what in ("loss", "grad_norm"):
-        losses = [[line[what] for line in log(folder)] for folder in (tmp_path / "run", two[0] / "pretrained")]
-        torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-6)
-    one, other = (json.loads((f / "result.json").read_text()) for f in (tmp_path / "run", two[0] / "pretrained"))
-    assert other["provenance"]["processes"] == 2
-    assert other["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
-    assert (other["config"], other["examples"]) == (one["config"], one["examples"])
+        one, two = ([line[what] for line in log(folder)] for folder in (alone, pair))
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    one, two = (json.loads((folder / "result.json").read_text()) for folder in (alone, pair))
+    assert two["provenance"]["processes"] == 2
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+    assert (two["config"], two["examples"]) == (one["config"], one["examples"])
 
-
-def test_two_processes_rehearse_as_one(tmp_path, two):
-    alone = rehearsed(tmp_path / "x")
-    for got in two[1]:
-        processes, batch, loss, norm = got["rehearsed"]
+    once = rehearsed(tmp_path / "rehearsed")
+    for got in both:
+        processes, batch, *step = got["rehearsed"]
         assert (processes, batch) == (2, 5), "the larger part of 9"
-        assert (loss, norm) == (pytest.approx(alone.step.loss, rel=1e-5), pytest.approx(alone.step.grad_norm, rel=1e-4))
-    assert not (two[0] / "rehearsed").exists()
+        assert step == pytest.approx([once.step.loss, once.step.grad_norm], rel=1e-4)
+    assert not (tmp_path / "rehearsed").exists()
 
+    assert [got["stopped"] for got in both] == [["stopped", 8, "ok"]] * 2, "one was asked, and not the main one"
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
 
-def test_asked_to_stop_all_processes_save_and_go_on(two):
-    """One of them was asked, and not the main one."""
-    assert [got["stopped"] for got in two[1]] == [["stopped", 8, "ok"]] * 2
-    assert_same(two[0] / "stopped", two[0] / "whole")
+    assert [got["full"] for got in both] == [["ok", 6], ["ok", 0]], "the main one writes, and the other does not wait"
+    assert_same(tmp_path / "full", tmp_path / "whole")
+    assert list((tmp_path / "full" / "checkpoints").iterdir()) == []
 
-
-def test_no_process_waits_for_a_checkpoint_that_cannot_be_written(two):
-    assert [got["full"] for got in two[1]] == [["ok", 6], ["ok", 0]], "the main one writes"
-    assert_same(two[0] / "full", two[0] / "whole")
-    assert list((two[0] / "full" / "checkpoints").iterdir()) == []
-
-
-def test_two_processes_predict_as_one(tmp_path, two):
-    predicted(two[0], tmp_path)
-    assert (two[0] / "answers" / "RTE.tsv").read_text() == (tmp_path / "RTE.tsv").read_text()
+    predicted(tmp_path, tmp_path / "own")
+    assert (tmp_path / "answers" / "RTE.tsv").read_text() == (tmp_path / "own" / "RTE.tsv").read_text()
