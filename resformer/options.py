@@ -11,8 +11,9 @@ import typer
 
 
 def option(default: Any, help: str, *names: str) -> Any:
-    """A field of a dataclass with its explanation; `names` are further ones on the command line, such as "--lr"."""
-    return field(default=default, metadata={"help": help, "names": names})
+    """A field of a dataclass with its explanation; `names` are further ones on the command line, such as "--lr". A
+    default of ... is none: it has to be given."""
+    return field(default=MISSING if default is ... else default, metadata={"help": help, "names": names})
 
 
 def options_of(kind: type, *, taken: str) -> Callable[[Callable], Callable]:
@@ -48,9 +49,8 @@ def _parameter(one: Field, kind: Any) -> inspect.Parameter:
     name = f"--{one.name.replace('_', '-')}"
     flags = (f"{name}/--no-{name[2:]}",) if kind is bool else (name,)
     names = (*flags, *one.metadata["names"])
-    default = [] if one.default == () else one.default
-    shown = default is not None and default != []
+    default = {MISSING: inspect.Parameter.empty, (): []}.get(one.default, one.default)
+    shown = default not in (None, [], inspect.Parameter.empty)
     asked: Any = list[str] if default == [] else kind
     annotation = Annotated[asked, typer.Option(*names, help=one.metadata["help"], show_default=shown)]
-    assert one.default is not MISSING
     return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
