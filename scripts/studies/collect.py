@@ -1,8 +1,8 @@
 """A table of runs with paired seeds: python scripts/studies/collect.py RUNS OUT --baseline NAME
 
 RUNS holds folders TASK-NAME-SEED as `resformer finetune` leaves them. OUT gets results.csv, a line a run, and
-results.md: for each task and name the mean score, its difference to the baseline over the seeds that both have, with
-its Student-t interval, and the wall time of training.
+results.md: for each task and name the mean score, what its difference to the baseline over the seeds that both have
+says, and the wall time of training.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from resformer.study.stats import estimate, paired_difference
+from resformer.study.stats import comparison, estimate, paired_difference
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("runs", type=Path)
@@ -35,7 +35,10 @@ with (given.out / "results.csv").open("w", newline="") as file:
     table.writeheader()
     table.writerows(rows)
 
-lines = ["| task | | seeds | score | difference, 95 % interval | training loss | s |", "|---|---|---|---|---|---|---|"]
+lines = [
+    f"| task | | seeds | score | difference to {given.baseline}, paired by seed | training loss | s |",
+    "|---|---|---|---|---|---|---|",
+]
 for task, name in dict.fromkeys((row["task"], row["name"]) for row in rows):
     mine = [row for row in rows if (row["task"], row["name"]) == (task, name)]
     scores = {row["seed"]: row["score"] for row in mine if row["score"] is not None}
@@ -45,9 +48,7 @@ for task, name in dict.fromkeys((row["task"], row["name"]) for row in rows):
         if (r["task"], r["name"]) == (task, given.baseline) and r["score"] is not None
     }
     difference = paired_difference(scores, base) if name != given.baseline else None
-    shown = "" if difference is None else f"{difference.mean:+.4f}"
-    if difference is not None and difference.half is not None:
-        shown += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
+    shown = "" if difference is None else comparison(difference, decimals=4)
     mean = f"{estimate(list(scores.values())).mean:.4f}" if scores else "none"
     loss, seconds = fmean(row["train_loss"] for row in mine), fmean(row["seconds"] for row in mine)
     lines.append(f"| {task} | {name} | {len(scores)} | {mean} | {shown} | {loss:.3f} | {seconds:.0f} |")
