@@ -11,7 +11,7 @@ import resformer
 
 ROOT = Path(resformer.__file__).parent
 ORDER = [
-    {"errors", "files", "provenance", "swap"},
+    {"drawing", "errors", "files", "provenance", "swap"},
     {"schemes"},
     {"stack", "hosts", "calibration", "schedule"},
     {"attention"},
