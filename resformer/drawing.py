@@ -8,7 +8,7 @@ weight whose name, shape and distribution they share.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,3 +48,27 @@ def _number(seed: int, name: str) -> int:
 def name_in_host(model: Any, name: str) -> str:
     """The name of a parameter or module of a transformers model, without what a head puts before those of the body."""
     return name.removeprefix(f"{model.base_model_prefix}.")
+
+
+def redraw(model: Any, names: Iterable[str], seed: int) -> None:
+    """Draw again, each by its name, the parameters that a checkpoint did not bring, as the model's class draws them.
+
+    A class may draw a weight where its module is, or above it, as a part of a head or of the model. So all that stands
+    above the weight is initialised anew for each of them, while all other weights are marked as loaded, which
+    transformers leaves alone.
+    """
+    new = set(names)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    brought = {id(p) for name, p in named.items() if name not in new}  # tied ones come under another name
+    drawn = {name: p for name, p in sorted(named.items()) if name in new and id(p) not in brought}
+    for parameter in drawn.values():
+        parameter._is_hf_initialized = True
+    for name, parameter in drawn.items():
+        path = name.split(".")[:-1]
+        above = [model.get_submodule(".".join(path[:length])) for length in range(len(path) + 1)]
+        for module in above:
+            module._is_hf_initialized = False
+        parameter._is_hf_initialized = False
+        with seeded(seed, name_in_host(model, name)):
+            model.initialize_weights()
+        parameter._is_hf_initialized = True
