@@ -25,7 +25,10 @@ def fresh_seed() -> int:
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """The generator of a name, on the CPU: equal numbers on any machine."""
+    """The generator of a name; on the CPU, for each kind of device draws other numbers.
+
+    Among CPUs, normal numbers on those without AVX2 differ from those of others in the last bits.
+    """
     return torch.Generator("cpu").manual_seed(_number(seed, name))
 
 
@@ -33,7 +36,7 @@ def generator(seed: int, name: str) -> torch.Generator:
 def seeded(seed: int, name: str) -> Iterator[None]:
     """Meanwhile torch's global generator is that of a name, for code that draws from no other; then it is as before.
 
-    Modules are made on the CPU meanwhile (or without values, on 'meta'), for other devices draw other numbers.
+    Modules are made on the CPU meanwhile (or without values, on 'meta'), whose generator gives the numbers.
     """
     here = torch.get_default_device()
     with torch.random.fork_rng(devices=[]), here if here.type == "meta" else torch.device("cpu"):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from resformer.drawing import fresh_seed, seeded
+from resformer.drawing import seeded
 from resformer.edits import EPS, check_edits
 from resformer.errors import unknown
 from resformer.host import Host, HostStack, heads_of, width_of
@@ -104,16 +104,16 @@ def make_plan(
     options: dict[str, Any],
     *,
     check: bool = True,
+    seed: int = 0,
 ) -> Plan:
     """The schemes, norms and flags of every layer, or a ValueError; the model stays as it is.
 
-    What a scheme draws follows from one number of torch's global generator and from where the scheme stands.
+    seed  from which, with the place where it stands, follows what a scheme draws
     """
     cls = find_scheme(name, options)
     placement = _settled(cls, init, placement)
     if check:
         check_shapes(host)
-    seed = fresh_seed()
     made = tuple(
         _plan_stack(host, stack, cls, init, placement, chosen, options, check, seed)
         for stack in host.stacks

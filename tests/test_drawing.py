@@ -16,8 +16,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from resformer import build_encoder, families, patch, unpatch
+from resformer import build_encoder, families, from_pretrained, patch, unpatch
 from resformer.drawing import fresh_seed, generator, seeded
+from resformer.patching import _describes
 
 SINGLE = [name for name, family in families().items() if len(family.stacks) == 1 and family.config]
 SCHEMES = ["rezero", "post_ln", "hyper_connections", "concat", "exclusive_gate"]
@@ -173,6 +174,15 @@ def test_the_global_generator_stands_at_one_place_after_all_models():
         assert torch.equal(after(**options), expected), options
 
 
+def test_loading_draws_nothing_that_is_kept(tmp_path):
+    build(1, "concat").save_pretrained(tmp_path)
+    _describes.cache_clear()  # the first time looks closer
+    expected = torch.get_rng_state()
+    for _ in range(2):
+        from_pretrained(tmp_path, BertModel)
+        assert torch.equal(torch.get_rng_state(), expected)
+
+
 # ------------------------------------------------------------------------------------------------ distributions
 
 
@@ -215,6 +225,11 @@ def test_each_weight_has_the_distribution_it_had(family, weight_init):
         assert float(p.std()) == pytest.approx(float(before.std()), rel=5 / math.sqrt(n)), name
         assert abs(float(p.mean())) < 5 * float(before.std()) / math.sqrt(n), name
         assert torch.equal((p == 0).nonzero(), (before == 0).nonzero()), f"{name}: padding"
+
+
+def test_without_values_there_is_nothing_to_patch():
+    with torch.device("meta"), pytest.raises(ValueError, match="no weights yet"):
+        build(1)
 
 
 def test_another_precision_rounds_the_same_numbers():

@@ -29,8 +29,9 @@ VOCABULARY = 8192  # entries at most, for tasks that are not built in
 def run(run: Run, directory: Path) -> dict[str, Any]:
     """Train the encoder of one cell from scratch and leave result.json in its directory.
 
-    Everything random follows from the seed, and the weights that all schemes share are drawn before the scheme's
-    own: cells that differ in the scheme alone start from the same host and see the same batches.
+    Everything random follows from the seed, and each weight from the seed and its name: cells of a seed that differ in
+    the scheme start from the same host, those that differ in depth from the same lower layers, embeddings and head; all
+    see the same batches.
     """
     settings, task = run.settings, TASKS[run.task]
     data, tokenizer = prepare(run.task, settings.data, settings.max_length)
