@@ -156,13 +156,14 @@ def finetune(
 
     from resformer.data.source import load_source
     from resformer.data.tokenizer import train_tokenizer
-    from resformer.train.checks import check_folder
+    from resformer.train.checks import check_folder, check_hub_name
     from resformer.train.finetune import finetune as run
     from resformer.train.finetune import finetuning
     from resformer.train.load import start_model
     from resformer.train.rehearsal import rehearse
 
     _quiet()
+    check_hub_name(push_to)
     check_folder(output, overwrite=overwrite)
     task, splits = load_source(source, say=_say)
     words = None
@@ -274,7 +275,7 @@ def pretrain(
     """Pre-train a model on text, by masked or causal language modelling."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    from resformer.train.checks import check_folder
+    from resformer.train.checks import check_folder, check_hub_name
     from resformer.train.load import start_model
     from resformer.train.pretrain import OBJECTIVES, check_pretraining, pack, pretraining
     from resformer.train.pretrain import pretrain as run
@@ -283,6 +284,7 @@ def pretrain(
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
     _quiet()
+    check_hub_name(push_to)
     check_folder(output, overwrite=overwrite)
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForCausalLM
     model, tokenizer = start_model(
@@ -447,9 +449,14 @@ def _quiet() -> None:
     logging.set_verbosity_error()
 
 
+def _speaks() -> bool:
+    """Whether this is the one process that does, under `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _say(text: str, *, wrap: bool = True) -> None:
     """On stderr, of one process, in lines that a terminal shows."""
-    if os.environ.get("RANK", "0") == "0":  # under accelerate launch
+    if _speaks():
         typer.echo(_lines(text) if wrap else text, err=True)
 
 
@@ -458,14 +465,14 @@ def _lines(text: str) -> str:
 
 
 def _show_once(what: Any) -> None:
-    if os.environ.get("RANK", "0") == "0":  # under accelerate launch
+    if _speaks():
         _show(what)
 
 
 def _tell(result: dict[str, Any], output: Path) -> None:
     from resformer.train.flags import FLAGS
 
-    if os.environ.get("RANK", "0") != "0":  # under accelerate launch one process speaks
+    if not _speaks():
         return
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     loss = "no loss" if result["train_loss"] is None else f"training loss {result['train_loss']:.4f}"

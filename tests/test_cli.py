@@ -257,6 +257,7 @@ WRONG = [
     (("pretrain", "--corpus", "nothing*.txt", "--model", "MODEL", "--output", "x", "--dry-run"), "nothing*.txt"),
     (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--tokens", "0"), "tokens is 0"),
     (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--held-out", "0"), "held_out is 0"),
+    (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--push-to-hub", "m"), "OWNER/NAME"),
     ((*COMPARE, "--weight-init", "xav"), "'xavier'"),
     ((*COMPARE, "--precision", "fp8"), "fp8"),
     ((*COMPARE, "--max-length", "2"), "max_length"),

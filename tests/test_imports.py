@@ -41,6 +41,13 @@ LIGHT = {
     "study/findings.py",
     "study/summary.py",
     "study/stats.py",
+    "study/multiplicity.py",
+    "study/aggregate.py",
+    "study/coverage.py",
+    "study/interaction.py",
+    "study/failures.py",
+    "study/sensitivity.py",
+    "study/convergence.py",
 }
 
 

@@ -187,7 +187,7 @@ def test_parts_weigh_by_their_predicted_tokens(tmp_path):
     counts = (labels != -100).sum(1)
     assert text.counts(chosen).tolist() == counts.tolist()
     assert {0, 2} <= set(counts), "some samples have nothing to predict, most the usual share"
-    for processes, size in ((1, None), (1, 1), (2, 2), (3, None)):
+    for processes, size in ((1, None), (1, 1), (2, 2), (3, None), (len(packed) + 2, None)):
         found = [text.parts(chosen, 0, rank, processes, size) for rank in range(processes)]
         parts = [(batch, part) for one in found for batch, part in one]
         assert sum(part for _, part in parts) == pytest.approx(1.0)
@@ -296,6 +296,12 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path, corpus):
     seeing = AutoModelForCausalLM.from_config(model_of(corpus[1]).config)
     with pytest.raises(ValueError, match="this BertLMHeadModel sees those after it as well; set is_decoder=True"):
         run(tmp_path / "run", corpus, model=seeing, objective="clm", causal=True)
+    foreign = corpus[0].folder.parent / "foreign.txt"
+    foreign.write_text("ж " * 400)
+    shards = tokenize_corpus([str(foreign)], corpus[1], corpus[0].folder.parent / "foreign")
+    unknown = Packed(shards, 16, (corpus[1].cls_token_id, corpus[1].sep_token_id))
+    with pytest.raises(ValueError, match=r"no token of the .* held-out samples can be predicted"):
+        run(tmp_path / "run", corpus, held_out=unknown)
     small = model_of(train_tokenizer(["one two"]))
     with pytest.raises(ValueError, match=r"the tokenizer has 15 tokens, BertForMaskedLM has"):
         run(tmp_path / "run", corpus, model=small)

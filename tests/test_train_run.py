@@ -2,7 +2,9 @@
 
 import errno
 import importlib.util
+import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker, register_tracker_class
+from rich.console import Console
+from safetensors.torch import load_file
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -20,7 +24,9 @@ import resformer
 from resformer.optim import scheme_parameters
 from resformer.spelling import parse_scheme
 from resformer.train import checkpoints, sitting
-from resformer.train.finetune import finetune
+from resformer.train.finetune import finetune, finetuning
+from resformer.train.folder import go_on_from
+from resformer.train.rehearsal import rehearse
 from resformer.train.settings import Settings
 
 # 64 examples in batches of 8: an epoch has 8 steps, and checkpoints lie within one
@@ -31,6 +37,42 @@ import json, sys
 from pathlib import Path
 from test_train_run import train
 train(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+"""
+# accelerate shards on accelerators only, and falls back to DDP on CPUs without a word: here it is told that it may.
+TRACKED = """
+from accelerate.tracking import GeneralTracker, register_tracker_class
+
+class Silent(GeneralTracker):
+    name, requires_logging_directory = "silent", False
+    tracker = store_init_configuration = log = None
+
+    def __init__(self, run_name, **kwargs):
+        super().__init__()
+
+    def store_init_configuration(self, values): ...
+    def log(self, values, step=None, **kwargs): ...
+
+register_tracker_class(Silent)
+"""
+SHARDED = """
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
+from resformer.train import finetune as module
+make_accelerator, finish = module.make_accelerator, module.finish
+
+def sharded(precision):
+    accelerator = make_accelerator(precision)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["BertLayer"]
+    )
+    accelerator.state._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+    return accelerator
+
+def checked(result, output, model, *args, **kwargs):
+    assert any(isinstance(p, DTensor) for p in model.parameters())
+    return finish(result, output, model, *args, **kwargs)
+
+module.make_accelerator, module.finish = sharded, checked
 """
 
 
@@ -47,14 +89,11 @@ def alone(output, *, processes=1, fsdp=False, check=True, **changes):
     """In processes of its own."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     variables = {"PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    if fsdp:
-        variables |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
-        variables |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer"}
     launch = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     )
     script = output.parent / f"{output.name}.py"
-    script.write_text(ALONE)
+    script.write_text(SHARDED * fsdp + TRACKED + ALONE)
     command = [sys.executable, *launch, str(script), str(output), json.dumps(changes)]
     return subprocess.run(command, env=os.environ | variables, check=check, timeout=300, capture_output=not check)
 
@@ -219,8 +258,10 @@ def test_a_named_checkpoint_is_gone_on_from_or_refused(tmp_path, monkeypatch, wh
     file = chosen / "training.pt"
     content = file.read_bytes()
     file.write_bytes(content[:100])
-    with pytest.raises(ValueError, match=r"step-000000006' cannot be used: training.pt has 100 bytes"):
-        train(output, resume=str(chosen))
+    for folder in (output, tmp_path / "new"):
+        with pytest.raises(ValueError, match=r"step-000000006' cannot be used: training.pt has 100 bytes"):
+            train(folder, resume=str(chosen))
+    assert not (tmp_path / "new").exists()
     file.write_bytes(content)
     train(output, resume=str(chosen))
     assert_same(output, whole)
@@ -249,7 +290,66 @@ def test_going_back_leaves_no_checkpoint_of_what_was_given_up(tmp_path, monkeypa
     assert_same(output, whole)
 
 
-def test_what_is_refused_deletes_nothing(tmp_path, whole):
+def test_asked_to_stop_at_its_last_step_it_is_finished(tmp_path, monkeypatch, whole):
+    assert stopped(tmp_path / "run", monkeypatch, after=20)["status"] == "ok"
+    assert_same(tmp_path / "run", whole)
+
+
+def test_going_back_cuts_the_looks_at_layers(tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    stopped(output, monkeypatch, after=16, watch_every=4)
+    assert [look["step"] for look in log(output, "layers.jsonl")] == [4, 8, 12, 16]
+    train(output, watch_every=4, resume=str(output / "checkpoints" / "step-000000015"))
+    assert [look["step"] for look in log(output, "layers.jsonl")] == [4, 8, 12, 16, 20]
+
+
+def test_what_a_sitting_goes_on_from_stays(tmp_path):
+    for step in (3, 6, 9):
+        (tmp_path / "checkpoints" / f"step-{step:09d}").mkdir(parents=True)
+    go_on_from(tmp_path, 6, {"train.jsonl": [{"step": 6}]})
+    assert sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
+    assert log(tmp_path) == [{"step": 6}]
+
+
+def test_overwriting_leaves_what_is_not_of_the_run(tmp_path):
+    train(tmp_path / "run", steps=2)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert train(tmp_path / "run", steps=3, overwrite=True)["cost"]["steps"] == 3
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_log_that_cannot_be_written_is_noted(tmp_path, monkeypatch, whole):
+    original = sitting.append
+
+    def full(path, entries):
+        if path.name == "evaluations.jsonl":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, entries)
+
+    monkeypatch.setattr(sitting, "append", full)
+    with pytest.warns(UserWarning, match="nothing in evaluations.jsonl up to step 7: No space left on device"):
+        result = train(tmp_path / "run")
+    assert len(result["notes"]) == 3
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_rehearsal_of_a_loss_that_is_no_number(tmp_path):
+    settings = Settings(**SETTINGS)
+    model = resformer.patch(tiny_bert(), "rezero", init="paper")
+    torch.nn.init.constant_(model.classifier.bias, math.inf)
+    found = rehearse(model, finetuning(model, tiny_tokenizer(), TASK, tiny_data(), settings), tmp_path / "x", settings)
+    assert not math.isfinite(found.step.loss)
+    assert "loss nan" in shown(found) or "loss inf" in shown(found)
+    assert not (tmp_path / "x").exists()
+
+
+def shown(what):
+    with io.StringIO() as text:
+        Console(file=text, width=80).print(what)
+        return text.getvalue()
+
+
+def test_what_is_refused_deletes_nothing(tmp_path, monkeypatch, whole):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     for changes, message in (
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
@@ -260,6 +360,9 @@ def test_what_is_refused_deletes_nothing(tmp_path, whole):
     ):
         with pytest.raises(ValueError, match=message):
             train(whole, overwrite=True, **changes)
+    monkeypatch.setattr("transformers.BertPreTrainedModel.supports_gradient_checkpointing", False)
+    with pytest.raises(ValueError, match="BertForSequenceClassification has no gradient checkpointing"):
+        train(whole, overwrite=True, gradient_checkpointing=True)
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
@@ -309,7 +412,7 @@ def test_on_a_full_disk_training_goes_on(tmp_path, monkeypatch, whole, hidden):
 
     output = tmp_path / "run"
     monkeypatch.setattr(torch, "save", full)
-    with pytest.warns(UserWarning, match="no checkpoint after step 3: No space left on device; training goes on"):
+    with pytest.warns(UserWarning, match="no checkpoint after step 3: No space left on device"):
         result = train(output)
     assert len(result["notes"]) == 6
     assert list((output / "checkpoints").iterdir()) == []
@@ -419,6 +522,7 @@ def test_layers_are_watched(tmp_path):
 def test_two_processes_give_what_one_gives_and_go_on_from_it(tmp_path, way):
     """The losses at an equal batch, in parts that do not divide evenly; also from a checkpoint of one process."""
     changes = {"dropout": 0.0, "batch_size": 9, "micro_batch_size": 2, "save_every": 10}
+    changes |= {"scheme": "highway", "watch_every": 15}
     train(tmp_path / "one", **changes)
     (tmp_path / "two").mkdir()
     for name in ("config.json", "train.jsonl"):
@@ -429,12 +533,22 @@ def test_two_processes_give_what_one_gives_and_go_on_from_it(tmp_path, way):
         (tmp_path / "half").rename(tmp_path / "two" / "checkpoints" / "step-000000010")
     else:
         (tmp_path / "two" / "train.jsonl").unlink()
-    alone(tmp_path / "two", processes=2, fsdp=way == "fsdp", **changes)
+    alone(tmp_path / "two", processes=2, fsdp=way == "fsdp", track=["silent"], **changes)
     losses, norms = (
         [[line[what] for line in log(tmp_path / n)] for n in ("two", "one")] for what in ("loss", "grad_norm")
     )
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(norms[0], norms[1], rtol=1e-3, atol=1e-6)
+    looks = [log(tmp_path / name, "layers.jsonl")[0]["sites"] for name in ("two", "one")]
+    names = looks[0][0].keys() - {"layer", "site", "branch_to_stream"}
+    means = [[[site[name] for name in sorted(names)] for site in look] for look in looks]
+    assert names
+    torch.testing.assert_close(means[0], means[1], rtol=1e-3, atol=1e-5)
+    two, one = (load_file(tmp_path / name / "model/model.resformer.safetensors") for name in ("two", "one"))
+    assert two.keys() == one.keys()
+    for name, weight in one.items():
+        if not name.endswith("key.bias"):  # attention is the same with any: what Adam makes of rounding
+            torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4, msg=name)
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert (one["provenance"]["processes"], two["provenance"]["processes"]) == (1, 2)
     assert two["metrics"] == one["metrics"]

@@ -87,8 +87,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, *, accel
 
     Raises `ValueError` for a checkpoint that is not whole.
     """
-    if (reason := _broken(path)) is not None:
-        raise ValueError(f"the checkpoint {str(path)!r} cannot be used: {reason}; give another, or resume='auto'")
+    check_whole(path)
     found = torch.load(path / DATA, map_location="cpu", weights_only=True)
     set_state_dict(
         model,
@@ -100,6 +99,12 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, *, accel
     if accelerator.scaler is not None and found["scaler"] is not None:
         accelerator.scaler.load_state_dict(found["scaler"])
     return found["state"]
+
+
+def check_whole(path: Path) -> None:
+    """A `ValueError` that says why a checkpoint is not whole."""
+    if (reason := _broken(path)) is not None:
+        raise ValueError(f"the checkpoint {str(path)!r} cannot be used: {reason}; give another, or resume='auto'")
 
 
 def step_of(path: Path) -> int:

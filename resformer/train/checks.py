@@ -1,4 +1,4 @@
-"""What `finetune` refuses, before any work."""
+"""What a run refuses, before any work."""
 
 import inspect
 import json

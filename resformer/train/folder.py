@@ -8,11 +8,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from resformer.files import finite, write_json_atomically
 from resformer.train import checks
-from resformer.train.checkpoints import CONFIG, newest, step_of
+from resformer.train.checkpoints import CONFIG, check_whole, newest, step_of
 
 CHECKPOINTS = "checkpoints"
 TRAIN, EVALUATIONS, LAYERS = LOGS = ("train.jsonl", "evaluations.jsonl", "layers.jsonl")
@@ -30,23 +32,31 @@ def open_folder(
     named = None if resume in ("auto", "never") else Path(resume)
     if named is not None:
         _check_named(named, config, overwrite)
-    if overwrite:
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            _delete_run(output)
-        accelerator.wait_for_everyone()
-    checks.check_output(output, config)
-    found, broken = newest(output / CHECKPOINTS) if resume == "auto" else (named, [])
+    checks.check_output(output, config, overwrite=overwrite)
+    accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
+    if overwrite and accelerator.is_main_process:
+        _delete_run(output)
+    found, broken = newest(output / CHECKPOINTS) if resume == "auto" and accelerator.is_main_process else (named, [])
+    found, broken = broadcast_object_list([found, broken])
+    if lacking := _count(found is not None and not found.is_dir(), accelerator):
+        raise ValueError(
+            f"the checkpoint {str(found)!r} is not seen by {lacking} of {accelerator.num_processes} processes; give an "
+            "output folder on a disk that all machines share"
+        )
     notes = [f"passed over the checkpoint {reason}" for reason in broken]
     if accelerator.is_main_process:
         for note in notes:
             warnings.warn(note, stacklevel=3)
-    accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         if not (output / "config.json").exists():
             write_json_atomically(output / "config.json", config)
     return found, notes
+
+
+def _count(mine: bool, accelerator: Accelerator) -> int:
+    """On how many processes it is so."""
+    return int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), "sum"))
 
 
 def _check_named(checkpoint: Path, config: dict[str, Any], overwrite: bool) -> None:
@@ -57,6 +67,7 @@ def _check_named(checkpoint: Path, config: dict[str, Any], overwrite: bool) -> N
         raise ValueError(
             f"resume is {str(checkpoint)!r}, and there is no such folder; give 'auto', 'never' or a checkpoint"
         )
+    check_whole(checkpoint)
     if other := checks.differences(checks.read_json(checkpoint / CONFIG) or {}, config):
         raise ValueError(
             f"the checkpoint {str(checkpoint)!r} is of another configuration:\n"

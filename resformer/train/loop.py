@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import is_bf16_available
+from accelerate.utils import is_bf16_available, send_to_device
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from resformer.errors import unknown
@@ -92,13 +93,14 @@ def windows(
         set_rate(step - 1)
         losses = []
         for number, (batch, part) in enumerate(parts, 1):
-            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            batch = send_to_device(batch, accelerator.device, non_blocking=True)
             if number < len(parts):
                 with accelerator.no_sync(model):
                     losses.append(_backward(model, batch, part, processes, accelerator))
             else:
                 losses.append(_backward(model, batch, part, processes, accelerator))
         norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of a model that is sharded
         pending.append((torch.stack(losses).sum(), norm.detach(), optimizer.param_groups[0]["lr"]))
         optimizer.step()
         optimizer.zero_grad()
@@ -154,7 +156,7 @@ def predict(model: nn.Module, encoded: Encoded, *, batch_size: int, accelerator:
     answers: dict[int, np.ndarray] = {}
     for batch in ordered(encoded.lengths, batch_size):
         index = share(batch, accelerator.process_index, accelerator.num_processes)
-        inputs = {name: tensor.to(accelerator.device) for name, tensor in encoded.collate(index).items()}
+        inputs = send_to_device(encoded.collate(index), accelerator.device)
         logits = model(**inputs).logits.float()
         numbers, logits = accelerator.gather((torch.from_numpy(index).to(accelerator.device), logits))
         answers.update(zip(numbers.tolist(), logits.cpu().numpy(), strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.checkpoint import from_pretrained, read_config
 from resformer.data.metrics import evaluate
@@ -17,6 +17,7 @@ from resformer.data.tasks import Task
 from resformer.files import write_text_atomically
 from resformer.train import checks
 from resformer.train.batches import encode
+from resformer.train.load import load_tokenizer
 from resformer.train.loop import make_accelerator, predict
 from resformer.train.numbers import check_positive
 
@@ -112,12 +113,7 @@ def load_finetuned(path: str, task: Task) -> tuple[PreTrainedModel, PreTrainedTo
             f"model {path!r} is not fine-tuned for classes: its weights lack {', '.join(lacks[:3])}; "
             "give the model folder of a run of finetune"
         )
-    tokenizer = AutoTokenizer.from_pretrained(path, config=config)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"model {path!r} holds no tokenizer; save it there with tokenizer.save_pretrained")
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:  # as in training, see `load_classifier`
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    return model, load_tokenizer(path, config)
 
 
 def class_order(model: PreTrainedModel, task: Task) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.data.corpus import read_corpus
@@ -155,7 +156,12 @@ def pretraining(
     head = None
     if masked:
         probe = text.batch(np.arange(2), 0)
-        head = find_head(model, {name: tensor.to(model.device) for name, tensor in probe.items()})
+        head = find_head(model, send_to_device(probe, model.device))
+    if not unseen.counts(np.arange(len(held[1]))).any():
+        raise ValueError(
+            f"no token of the {len(held[1])} held-out samples can be predicted: the tokenizer knows none; "
+            "give other text, or train a tokenizer on it"
+        )
     seen = frequencies(text)
     floors = {"unigram_loss": unigram_loss(seen, unseen)}
     if masked:
@@ -266,7 +272,7 @@ def _evaluate(text: Text, size: int, floors: dict[str, float], accelerator: Acce
         chosen = np.arange(start, min(start + size, len(text.samples)))
         tokens = text.counts(chosen).sum()
         ((batch, part),) = text.parts(chosen, EVALUATION, accelerator.process_index, accelerator.num_processes, None)
-        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+        batch = send_to_device(batch, accelerator.device)
         weight = part * tokens  # 0 where there are fewer samples than processes
         sums += torch.stack([model(**batch).loss.double() * weight, torch.full_like(sums[0], weight)])
     total, tokens = accelerator.reduce(sums, "sum").tolist()

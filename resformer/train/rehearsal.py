@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import send_to_device
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from transformers import PreTrainedModel
@@ -70,20 +72,16 @@ def rehearse(
             batch=micro,
             length=job.heaviest(1)["input_ids"].shape[1],
             precision=settings.precision,
-            loss=lambda called, size, length: called(**_on(job.heaviest(size), accelerator.device)).loss,
+            loss=lambda called, size, length: called(**send_to_device(job.heaviest(size), accelerator.device)).loss,
         )
         sitting = Sitting(model, job, output, settings, None, lambda: False)
-        sitting.steps = 2
-        windows = sitting.windows(lambda step: None, look=lambda step: True)
-        ((first,), started) = next(windows), time.perf_counter()
-        next(windows)
-        seconds = time.perf_counter() - started
+        windows = islice(sitting.windows(lambda step: None, look=lambda step: True), 2)
+        started, taken = time.perf_counter(), []
+        for window in windows:  # one, if its loss is not finite
+            taken.append((window[0], time.perf_counter() - started))
+            started = time.perf_counter()
     peak = peak_memory_mb(accelerator.device)
-    return Rehearsal(job.config, job.epoch, accelerator.num_processes, found, first, seconds, peak)
-
-
-def _on(batch: dict[str, Any], device: Any) -> dict[str, Any]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return Rehearsal(job.config, job.epoch, accelerator.num_processes, found, taken[0][0], taken[-1][1], peak)
 
 
 def _duration(seconds: float) -> str:

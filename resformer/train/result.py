@@ -14,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import HfApi
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.files import finite, write_json_atomically, write_text_atomically
@@ -86,9 +88,11 @@ def finish(
     """Write model/ with its card, if asked and the run ended well, and then result.json, by which a run is finished;
     nothing of a run that was stopped. Returns the result as it was written."""
     result = finite(result)
+    saves = save_model and result["status"] == "ok"
+    weights = _whole(model) if saves else None
     if accelerator.is_main_process and result["status"] != "stopped":
-        if save_model and result["status"] == "ok":
-            model.save_pretrained(output / "model")
+        if saves:
+            model.save_pretrained(output / "model", state_dict=weights)
             tokenizer.save_pretrained(output / "model")
             settings, shape = settings_of(model), model.config
             card = model_card(
@@ -106,6 +110,13 @@ def finish(
             HfApi().upload_folder(repo_id=push_to, folder_path=output / "model")
     accelerator.wait_for_everyone()
     return result
+
+
+def _whole(model: PreTrainedModel) -> dict[str, Any] | None:
+    """The weights of a model that is sharded over processes, on the main one; None where it is not sharded."""
+    if not any(isinstance(p, DTensor) for p in model.parameters()):
+        return None
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def merged(describe: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

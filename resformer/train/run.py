@@ -43,6 +43,8 @@ def run(
             checkpoint.
         overwrite: delete what an earlier run left in this folder.
     """
+    if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ValueError(f"{type(model).__name__} has no gradient checkpointing; lower micro_batch_size instead")
     accelerator = job.accelerator
     start, notes = open_folder(output, job.config, resume, overwrite, accelerator)
     main = accelerator.is_main_process
@@ -70,8 +72,8 @@ def run(
                 if over:
                     break
             sitting.evaluate_at_the_end()
-        if settings.track:
-            accelerator.end_training()
+        for tracker in accelerator.trackers if settings.track else ():
+            tracker.finish()  # `end_training` would take the processes apart, which have yet to agree on the result
     accelerator.unwrap_model(sitting.model, keep_fp32_wrapper=False)  # takes the autocast off `model`
     return sitting.outcome
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, send_to_device
 from transformers import PreTrainedModel
 
 from resformer.calibration import calibrate, uncalibrated
@@ -154,7 +154,7 @@ class Sitting:
             self.outcome.status = "diverged"
             return
         entry = {"step": step, "score": found.score, "metrics": found.metrics}
-        if entry not in self.outcome.evaluations:  # unless interrupted after its last step
+        if all(one["step"] != step for one in self.outcome.evaluations):  # or interrupted after its last step
             self.outcome.evaluations.append(entry)
             self._log(EVALUATIONS, [entry])
 
@@ -171,8 +171,7 @@ class Sitting:
                 folder, step, self.model, self.optimizer, state, self.job.config, accelerator=accelerator, keep=keep
             )
         except OSError as error:
-            self.outcome.notes.append(f"no checkpoint after step {step}: {error.strerror or error}")
-            warnings.warn(f"{self.outcome.notes[-1]}; training goes on", stacklevel=2)
+            self._tell(f"no checkpoint after step {step}: {error.strerror or error}")
 
     def _restore(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.model, self.optimizer, accelerator=self.accelerator)
@@ -183,10 +182,17 @@ class Sitting:
     def _log(self, name: str, entries: list[dict[str, Any]]) -> None:
         """To the file `name`, and of the last entry what is a number to the trackers."""
         if self.accelerator.is_main_process:
-            append(self.output / name, entries)
+            try:
+                append(self.output / name, entries)
+            except OSError as error:
+                self._tell(f"nothing in {name} up to step {entries[-1]['step']}: {error.strerror or error}")
         if self.settings.track:
             step, last = entries[-1]["step"], entries[-1].get("metrics", entries[-1])
             self.accelerator.log({name: value for name, value in last.items() if name != "step"}, step=step)
+
+    def _tell(self, note: str) -> None:
+        self.outcome.notes.append(note)
+        warnings.warn(note, stacklevel=2)
 
 
 def make_ready(model: PreTrainedModel, job: Job, settings: Settings) -> None:
@@ -194,7 +200,7 @@ def make_ready(model: PreTrainedModel, job: Job, settings: Settings) -> None:
     device = job.accelerator.device
     model.to(device)
     if uncalibrated(model):  # before it is wrapped, and on the whole batch, so that every process finds the same
-        calibrate(model, {name: tensor.to(device) for name, tensor in job.first().items()})
+        calibrate(model, send_to_device(job.first(), device))
     if settings.gradient_checkpointing:
         of_any_version = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         of_any_version({"use_reentrant": False})

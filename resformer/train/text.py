@@ -20,6 +20,7 @@ from resformer.train.masked_head import pick
 
 SHARE = 0.15  # of the tokens of a sample that are predicted
 MOST = 4096  # samples whose tokens are counted
+BATCH = 256  # samples at a time
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def context_free_loss(seen: np.ndarray, held: Text) -> float:
     """
     kept, random = 1 - MASKED - REPLACED, REPLACED / (seen > 0).sum()
     total, tokens = 0.0, 0
-    for i in range(len(held.samples)):
-        inputs, labels = held.hidden(np.array([i]), EVALUATION)
+    for start in range(0, len(held.samples), BATCH):
+        inputs, labels = held.hidden(np.arange(start, min(start + BATCH, len(held.samples))), EVALUATION)
         there = labels != IGNORED
         given, y = inputs[there], labels[there]
         guess = seen[y] * (kept * (given == y) + random) / (kept * seen[given] + random)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from resformer.files import finite
 from resformer.layer import Residual
@@ -23,8 +24,9 @@ def watched(model: nn.Module, every: int | None, log: Path | None, begin: int) -
     """Within, call the function given after each step: of each `every`-th it writes a line to `log`.
 
     A line has the step and for each site of each patched layer the ratio of the root mean squares of the branch's
-    output and of what the branch read, and the mean of each parameter of its scheme. Nothing if `every` is None or the
-    model is not patched; on other processes than the main one (`log` None) nothing is written.
+    output and of what the branch read (on the examples of the main process), and the mean of each parameter of its
+    scheme. Nothing if `every` is None or the model is not patched; every process looks, and the main one writes (`log`
+    None on others).
     """
     layers = [(name, part) for name, part in model.named_modules() if isinstance(part, Residual)]
     if every is None or not layers:
@@ -46,9 +48,10 @@ def watched(model: nn.Module, every: int | None, log: Path | None, begin: int) -
     def after(step: int) -> None:
         if step % every == 0:
             close_eyes()
+            sites = _sites(layers, seen)  # on every process: parameters may be sharded
             if log is not None:
                 with log.open("a") as file:
-                    file.write(json.dumps(finite({"step": step, "sites": _sites(layers, seen)})) + "\n")
+                    file.write(json.dumps(finite({"step": step, "sites": sites})) + "\n")
             seen.clear()
         if (step + 1) % every == 0:
             open_eyes()
@@ -79,6 +82,11 @@ def _sites(layers: list[tuple[str, Residual]], seen: dict[str, tuple[Tensor, Ten
             if f"{name}.{site}" in seen:
                 written, read = seen[f"{name}.{site}"]
                 entry["branch_to_stream"] = float((written / read).sqrt())
-            entry |= {key: float(p.detach().float().mean()) for key, p in getattr(own, site).named_parameters()}
+            entry |= {key: _mean(p) for key, p in getattr(own, site).named_parameters()}
             found.append(entry)
     return found
+
+
+def _mean(p: Tensor) -> float:
+    whole: Tensor = p.full_tensor() if isinstance(p, DTensor) else p
+    return float(whole.detach().float().mean())
