@@ -43,7 +43,7 @@ class Run:
     seed: int  # of weights, data order and dropout
     learning_rate: float | None  # at its peak; None: not chosen yet
     tuning: bool = False  # it trains without a slice of the training data and is scored on that
-    data_sha256: str | None = None  # of the task's rows
+    rows_sha256: str | None = None  # of the task's rows
     model_sha256: str | None = None  # of the checkpoint's files
     settings: Settings = field(default_factory=Settings)
 
@@ -107,7 +107,8 @@ class Study:
             object.__setattr__(self, "learning_rates", PRETRAINED_RATES if self.settings.model else RATES)
         for name in ("schemes", "depths", "tasks", "learning_rates", "weight_inits"):
             values = getattr(self, name)
-            if isinstance(values, str) or not values:
+            optional = name == "depths" and self.settings.model is not None
+            if isinstance(values, str) or not (values or optional):
                 problems.add(name, values, "a list of at least one")
                 values = ()
             object.__setattr__(self, name, tuple(values))
