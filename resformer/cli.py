@@ -356,9 +356,10 @@ def compare(
     protocol: Annotated[str | None, typer.Option(help="controlled or cramming. [default: controlled]")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
     shard: Annotated[str | None, typer.Option(help="I/N: only every N-th cell, from cell I; for job arrays.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and what it takes.")] = False,
 ) -> None:
     """Train schemes x depths x tasks x seeds, each cell at the learning rate that suits it, and report."""
-    from resformer.study.execute import execute
+    from resformer.study.execute import execute, slots
     from resformer.study.file import read_study
     from resformer.study.report import write_report
 
@@ -377,6 +378,11 @@ def compare(
     }
     part = _shard(shard)
     plan = read_study(study, {name: value for name, value in axes.items() if value is not None} | settings, _say)
+    if dry_run:
+        from resformer.study.forecast import forecast
+
+        _show(forecast(plan, output, workers=len(slots(workers)), say=_say))
+        return
     tally = execute(plan, output, workers=workers, shard=part, command=_command(), say=_say)
     report = write_report(output)
     typer.echo(f"{tally.finished} runs finished, {tally.skipped} were there, {len(tally.failed)} failed")

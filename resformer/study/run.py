@@ -42,6 +42,7 @@ VOCABULARY = 8192  # entries at most, for tasks that are not built in
 # that have not so many a larger share at most.
 SLICE, FEWEST, LARGEST = 0.05, 500, 0.2
 HELD_OUT = 512  # samples on which an encoder's loss is measured
+Parts = tuple[PreTrainedModel, PreTrainedTokenizerBase, Task, DatasetDict, Training]
 SAVED = 500  # steps between an encoder's checkpoints, from which it goes on after a stop
 
 
@@ -53,15 +54,35 @@ def run(run: Run | Encoder, directory: Path, micro_batch_size: int | None = None
     of the outcome only the rounding. A run that starts from an encoder finds it in the directory beside its own.
     """
     if isinstance(run, Encoder):
-        return _pretrain(run, directory, micro_batch_size)
+        model, tokenizer, packed, training = encoder_parts(run, micro_batch_size)
+        aims = {"held_out": HELD_OUT, "progress": False, "describe": run.config}
+        return pretrain(model, tokenizer, packed, directory, training, **aims)
+    beside = None if run.encoder is None else directory.parent / run.encoder / "model"
+    model, tokenizer, task, data, training = parts(run, beside, micro_batch_size)
+    return finetune(
+        model,
+        tokenizer,
+        task,
+        data,
+        directory,
+        training,
+        max_length=run.settings.max_length,
+        save_model=False,
+        progress=False,
+        describe=run.config,
+        diagnostics=at_initialisation(model, tokenizer, task, data),
+    )
+
+
+def parts(run: Run, encoder: Path | None = None, micro_batch_size: int | None = None) -> Parts:
+    """What `finetune` takes for a run that starts from the model in `encoder`, or from that of its settings."""
     settings, task = run.settings, TASKS[run.condition.task]
-    fresh = settings.model is None and run.encoder is None
+    fresh = settings.model is None and encoder is None
     data, words = prepare(task.name, settings.data, settings.max_length, tokenized=fresh)
     if settings.train_size is not None:
         data = DatasetDict(data, train=data["train"].select(range(min(settings.train_size, len(data["train"])))))
     if run.tuning:
         data = without_slice(data, task)
-    encoder = None if run.encoder is None else directory.parent / run.encoder / "model"
     model, tokenizer = start(run, encoder, words)
     assert run.learning_rate is not None
     training = Training(
@@ -80,19 +101,7 @@ def run(run: Run | Encoder, directory: Path, micro_batch_size: int | None = None
         precision=settings.precision,
         seed=run.seed,
     )
-    return finetune(
-        model,
-        tokenizer,
-        task,
-        data,
-        directory,
-        training,
-        max_length=settings.max_length,
-        save_model=False,
-        progress=False,
-        describe=run.config,
-        diagnostics=at_initialisation(model, tokenizer, task, data),
-    )
+    return model, tokenizer, task, data, training
 
 
 def start(
@@ -156,8 +165,10 @@ def fresh_model(
     )
 
 
-def _pretrain(run: Encoder, directory: Path, micro_batch_size: int | None) -> dict[str, Any]:
-    """Train an encoder on text, and keep it in `directory/model`."""
+def encoder_parts(
+    run: Encoder, micro_batch_size: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Packed, Training]:
+    """What `pretrain` takes for an encoder."""
     given, settings = run.pretraining, run.settings
     tokenizer, packed = prepare_text(given)
     longest = max(given.length, settings.max_length)
@@ -175,9 +186,7 @@ def _pretrain(run: Encoder, directory: Path, micro_batch_size: int | None) -> di
         save_every=SAVED,
         keep=1,
     )
-    return pretrain(
-        model, tokenizer, packed, directory, training, held_out=HELD_OUT, progress=False, describe=run.config
-    )
+    return model, tokenizer, packed, training
 
 
 @lru_cache(maxsize=2)
