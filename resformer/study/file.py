@@ -36,7 +36,7 @@ def read_study(path: Path | None, given: Mapping[str, Any] | None = None, say: S
     """
     text, content = ("", {}) if path is None else read_toml(path)
     given = {key.replace("-", "_"): value for key, value in (given or {}).items()}
-    problems, values = Problems(), {}
+    problems, values = Problems(), dict[str, Any]()
     values[TABLE] = _pretraining(content.pop(TABLE, None), str(path), problems)
     for key, value in ({key.replace("-", "_"): value for key, value in content.items()} | given).items():
         try:
@@ -46,7 +46,8 @@ def read_study(path: Path | None, given: Mapping[str, Any] | None = None, say: S
         except ValueError as error:
             problems.say(key, value, str(error))
     try:
-        values = protocol(values.pop("protocol", "controlled")) | values
+        under = protocol(values.pop("protocol", "controlled"))
+        values = {key: value for key, value in under.items() if key != "epochs" or "steps" not in values} | values
     except ValueError as error:
         problems.say("protocol", values.get("protocol"), str(error))
     for name in ("schemes", "tasks", *(("depths",) if "model" not in values else ())):

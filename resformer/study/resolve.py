@@ -187,8 +187,8 @@ def _files(model: str) -> str:
 
 @contextmanager
 def _collected(problems: Problems, key: str, value: Any) -> Iterator[None]:
-    """Meanwhile a `ValueError` is a problem of that key and value."""
+    """Meanwhile a `ValueError`, or what cannot be read, is a problem of that key and value."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         problems.say(key, value, str(error))

@@ -55,8 +55,10 @@ def run(run: Run | Encoder, directory: Path, micro_batch_size: int | None = None
     """
     if isinstance(run, Encoder):
         model, tokenizer, packed, training = encoder_parts(run, micro_batch_size)
-        aims = {"held_out": HELD_OUT, "progress": False, "describe": run.config}
-        return pretrain(model, tokenizer, packed, directory, training, **aims)
+        describe = run.config
+        return pretrain(
+            model, tokenizer, packed, directory, training, held_out=HELD_OUT, progress=False, describe=describe
+        )
     beside = None if run.encoder is None else directory.parent / run.encoder / "model"
     model, tokenizer, task, data, training = parts(run, beside, micro_batch_size)
     return finetune(
