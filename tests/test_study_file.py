@@ -1,9 +1,13 @@
 """A study as users write it: read from a file and options, and all that is wrong with it told at once."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
+import resformer
+from resformer import describe
 from resformer.study.file import read_study
 from resformer.study.plan import Condition
 from resformer.study.resolve import fingerprint, resolve
@@ -164,3 +168,26 @@ def test_data_decide(written):
     data, _ = prepare("sentiment", None, 128)
     swapped = data["train"].select([1, 0, *range(2, len(data["train"]))])
     assert fingerprint(data) != fingerprint({**data, "train": swapped})
+
+
+def test_a_checkpoint_is_patched_with_each_scheme(tmp_path, written):
+    _, words = prepare("sentiment", None, 128)
+    unpatched = resformer.unpatch(resformer.build_encoder(3, 16, heads=2, tokenizer=words))
+    unpatched.save_pretrained(tmp_path / "plain")
+    words.save_pretrained(tmp_path / "plain")
+    shutil.copytree(tmp_path / "plain", tmp_path / "copy")
+
+    text = 'schemes = ["identity", "rezero"]\ntasks = ["sentiment"]\nsteps = 2\nseeds = 1\nmodel = '
+    studies = [read_study(written(f"{text}{str(tmp_path / name)!r}")) for name in ("plain", "copy")]
+    assert [run.id for run in studies[0].runs({})] == [run.id for run in studies[1].runs({})]
+    study = studies[0]
+    assert (study.depths, study.controls, study.learning_rates) == ((3,), False, (3e-5, 1e-4, 3e-4))
+    models = {run.condition.scheme: parts(replace(run, learning_rate=1e-3))[0] for run in study.runs({})}
+    ids = {"input_ids": torch.tensor([[2, 7, 8, 3]])}
+    hidden = [model.base_model.eval()(**ids).last_hidden_state for model in (unpatched, *models.values())]
+    torch.testing.assert_close(hidden[1], hidden[0], rtol=0, atol=0)
+    torch.testing.assert_close(hidden[2], hidden[0])
+    assert "rezero" in str(describe(models["rezero"]))
+
+    with pytest.raises(ValueError, match=r"depths \[2\] of a checkpoint with 3 layers"):
+        read_study(written(f"{text}{str(tmp_path / 'plain')!r}\ndepths = [2]"))

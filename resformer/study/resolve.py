@@ -115,9 +115,10 @@ def _checkpoint(study: Study, say: Say, problems: Problems) -> Study:
     """Of a given one: its depth, and what its files hold."""
     settings = study.settings
     assert settings.model is not None
-    for text in study.schemes:
+    task = next((name for name in study.tasks if name in TASKS), None)
+    for text in study.schemes if task else ():
         with _collected(problems, "schemes", text), torch.random.fork_rng(devices=[]):
-            start(Run(Condition(text, 0, study.tasks[0]), 0, None, settings=settings), None, None)
+            start(Run(Condition(text, 0, str(task)), 0, None, settings=settings), None, None)
     if study.controls:
         say("no control with a wider feed-forward, and no static_mix: a checkpoint has neither")
     with _collected(problems, "model", settings.model):
