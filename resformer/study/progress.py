@@ -98,17 +98,17 @@ class Progress:
 
     def remaining(self) -> str:
         """The time left, or "" while no run has ended; at the end the time it took."""
-        spent = time.monotonic() - self.began
+        now = time.monotonic()
         if not +self.work:
-            return duration(spent)
+            return duration(now - self.began)
         if not self.worked:
             return ""
-        busy = sum(self.seconds.values())
-        overall = busy / self.worked.total()
-        pace = {task: self.seconds[task] / self.worked[task] for task in +self.worked}
-        slots = max(1.0, busy / spent) if spent else 1.0  # busy at a time, on average
-        seconds = sum(amount * pace.get(task, overall) for task, amount in (+self.work).items()) / slots
-        return f"{duration(seconds)} left"
+        done, under_way = sum(self.seconds.values()), sum(now - begun for begun in self.since.values())
+        pace = {task: self.seconds[task] / amount for task, amount in self.worked.items()}
+        overall = done / self.worked.total()  # for a task of which no run has ended
+        wanted = sum(amount * pace.get(task, overall) for task, amount in (+self.work).items()) - under_way
+        slots = max(1.0, (done + under_way) / max(now - self.began, 1e-9))  # busy at a time, on average
+        return f"{duration(max(wanted, 0.0) / slots)} left"
 
     def _show(self) -> None:
         self.bar.update(self.task, completed=self.done, description=self.standing(), left=self.remaining())

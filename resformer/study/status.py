@@ -121,10 +121,9 @@ def _summary(of_study: list[Cell]) -> str:
     for cell in of_study:
         runs += cell.runs + cell.tuning
     whole = sum(cell.runs["done"] == cell.runs.total() for cell in of_study)
-    lines = [
-        f"{whole} of {len(of_study)} cells and {runs['done']} of {runs.total()} runs done, tuning included; "
-        + ", ".join(f"{runs[name]} {name}" for name in STATES[1:])
-    ]
+    counts = [f"{whole} of {len(of_study)} cells and {runs['done']} of {runs.total()} runs done (with tuning)"]
+    counts += [f"{runs[name]} {name}" for name in STATES[1:] if runs[name]]
+    lines = [", ".join(counts)]
     if any(cell.choice is not None and cell.choice.edge for cell in of_study):
         lines.append("* at the end of the grid: a better learning rate may lie beyond")
     if runs["failed"]:
