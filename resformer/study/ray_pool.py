@@ -6,7 +6,11 @@ nothing. So nodes, workers and the process that started the study may die; what 
 
 from __future__ import annotations
 
-from collections import deque
+import os
+import socket
+import threading
+import time
+from collections import Counter, deque
 from collections.abc import Generator, Iterable
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,7 +22,9 @@ from resformer.study.pool import Job
 from resformer.study.worker import Function, Slot, attempt, prepared, record, smaller
 
 RETRIES = 3  # of a run whose process or node died; one that raises is not tried again
-PATIENCE = 30.0  # seconds: so long, at most, a process may take to end when its node or its driver has
+# Seconds that a run may be held by a process that is ending, since its driver was killed; and, since its node died, by a
+# disk that waits for the node to come back, as NFS does for 90.
+PATIENCE, PATIENCE_AFTER_DEATH = 30.0, 180.0
 POLL = 10.0  # seconds after which the size of the cluster is looked at again
 
 
@@ -35,6 +41,7 @@ class RayPool:
         self.function, self.count, self.address = function, workers, address
         self.started = False  # a Ray that is to be ended by us
         self.flying: dict[Any, Job] = {}
+        self.deaths: Counter[Run] = Counter()
 
     @cached_property
     def ray(self) -> Any:
@@ -43,8 +50,9 @@ class RayPool:
         if not ray.is_initialized():
             own: dict[str, Any] = {} if self.address else {"include_dashboard": False}
             try:
+                _check_reachable(self.address)
                 ray.init(address=self.address, log_to_driver=False, logging_level="warning", **own)
-            except ConnectionError as error:
+            except OSError as error:
                 raise ValueError(f"no Ray cluster at {self.address!r} ({error}); start one by `ray start`") from None
             self.started = True
         return ray
@@ -59,20 +67,28 @@ class RayPool:
                 self.flying[self._submit(job, slot, gpus)] = job
                 yield job[0], "started"
             for task in self.ray.wait(list(self.flying), timeout=POLL)[0]:
-                run, directory, micro = self.flying.pop(task)
+                run, directory, micro = job = self.flying.pop(task)
                 try:
                     said = self.ray.get(task)
-                except self.ray.exceptions.RayError as error:
-                    record(run, directory, f"the process of this run died: {str(error).strip().splitlines()[0]}")
-                    said = "failed"
+                except self.ray.exceptions.RayTaskError as error:  # before the run: `attempt` raises nothing
+                    said, line = "failed", str(error).strip().splitlines()[-1]
+                    record(run, directory, f"the run could not begin on its node: {line}", str(error))
+                except self.ray.exceptions.RayError as error:  # its process died, or its node
+                    self.deaths[run] += 1
+                    if self.deaths[run] <= RETRIES:
+                        self.flying[self._submit(job, slot, gpus)] = job
+                        continue
+                    said, line = "failed", str(error).strip().splitlines()[0]
+                    record(run, directory, f"the process of this run died, {self.deaths[run]} times: {line}")
                 if said == "memory":
                     todo.appendleft((run, directory, smaller(run, micro)))
                 yield run, said
 
     def _submit(self, job: Job, slot: Slot, gpus: int) -> Any:
         # A process for each run, so that what one leaves behind, in memory too, does not touch another.
-        task = self.ray.remote(num_cpus=slot.threads, num_gpus=gpus, max_retries=RETRIES, max_calls=1)(_carry_out)
-        return task.remote(self.function, slot, *job)
+        task = self.ray.remote(num_cpus=slot.threads, num_gpus=gpus, max_retries=0, max_calls=1)(_carry_out)
+        patience = PATIENCE_AFTER_DEATH if self.deaths[job[0]] else PATIENCE
+        return task.remote(self.function, slot, patience, *job)
 
     def close(self) -> None:
         """End what is not finished."""
@@ -100,5 +116,23 @@ def share(nodes: list[dict[str, Any]], workers: int | None) -> tuple[Slot, int, 
     return Slot(threads), 0, min(room, workers or room)
 
 
-def _carry_out(function: Function | str, slot: Slot, run: Run, directory: Path, micro_batch_size: int | None) -> str:
-    return attempt(prepared(function, slot), run, directory, micro_batch_size, PATIENCE)
+def _check_reachable(address: str | None) -> None:
+    """Raise `OSError` if nothing listens at HOST:PORT: Ray itself would be minutes about it, and end the process."""
+    host, _, port = (address or "").rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _carry_out(
+    function: Function | str, slot: Slot, patience: float, run: Run, directory: Path, micro_batch_size: int | None
+) -> str:
+    threading.Thread(target=_end_with_node, daemon=True).start()
+    return attempt(prepared(function, slot), run, directory, micro_batch_size, patience)
+
+
+def _end_with_node() -> None:
+    """End this process when that of its node does, which Ray leaves to the end of the task."""
+    node = os.getppid()
+    while os.getppid() == node:
+        time.sleep(1)
+    os._exit(1)
