@@ -28,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+studies = typer.Typer(help="Look at the folder of a study, and mend it.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(studies, name="study")
 WORDS = 8192  # entries at most of a tokenizer that is made of the words of a task
 COMPILING = "torch.compile: the first steps compile the model, which can take minutes"
 WAIT = 3.0  # seconds, in which a launcher has noticed that another process failed
@@ -395,6 +397,46 @@ def report(
     typer.echo(f"report: {path}")
     if open_:
         typer.launch(path.resolve().as_uri())
+
+
+@studies.command("status")
+def study_status(folder: Annotated[Path, typer.Argument(help="Of the study.")]) -> None:
+    """Show what is done, running, failed and missing, cell by cell."""
+    from resformer.study.status import status
+
+    _show(status(folder))
+
+
+@studies.command("retry")
+def study_retry(
+    folder: Annotated[Path, typer.Argument(help="Of the study.")],
+    workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
+    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster. [default: one of its own]")] = None,
+) -> None:
+    """Run the failures again, and what waited for them."""
+    from resformer.study.execute import retry
+
+    tally = retry(folder, executor=executor, workers=workers, address=address)
+    typer.echo(f"{tally.finished} runs finished, {len(tally.failed)} failed")
+    for run, error in tally.failed.items():
+        typer.echo(f"  {run}: {error}", err=True)
+    if tally.failed:
+        raise typer.Exit(1)
+
+
+@studies.command("merge")
+def study_merge(
+    output: Annotated[Path, typer.Argument(help="Folder to bring the runs together in: new, or of a study.")],
+    sources: Annotated[list[Path], typer.Argument(help="Folders of studies, one or more.")],
+) -> None:
+    """Collect the finished runs of folders without a shared disk; different results of a run are an error."""
+    from resformer.study.merge import merge
+
+    merged = merge(output, sources)
+    for line in merged.passed_over:
+        typer.echo(f"passed over {line}", err=True)
+    typer.echo(f"{merged.copied} runs copied, {merged.same} found twice with the same result")
 
 
 def spread(arguments: list[str]) -> list[str]:

@@ -42,6 +42,11 @@ LIGHT = {
     "study/pretraining.py",
     "study/selection.py",
     "study/results.py",
+    "study/selection.py",
+    "study/execute.py",
+    "study/ray_pool.py",
+    "study/status.py",
+    "study/merge.py",
     "study/report.py",
     "study/findings.py",
     "study/summary.py",
@@ -98,6 +103,7 @@ def test_importing_is_cheap():
     [
         ("resformer.schemes, resformer.hosts, resformer.stack", "transformers"),
         ("resformer.study.plan, resformer.study.results, resformer.study.report", "torch"),
+        ("resformer.study.execute, resformer.study.status, resformer.study.merge", "torch"),
     ],
 )
 def test_what_a_module_brings_with_it(modules, heavy):
