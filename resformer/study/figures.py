@@ -1,65 +1,28 @@
-"""The figures of the report: small SVG panels, as wide as a phone, whose colours are CSS variables of the page.
+"""The figures of the report, drawn from a setting of the document: panels as wide as a phone, and files of their own.
 
-Text stays text, in the font of the page. The legend stands outside of the panels, see `swatch`.
+The legend stands outside of the panels, see `svg.swatch`.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from io import StringIO
-from itertools import cycle
+from functools import partial
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.markers import MarkerStyle
-from matplotlib.patches import PathPatch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import Affine2D
 
-from resformer.study.findings import number, title
-from resformer.study.results import Result
-from resformer.study.stats import estimate
-from resformer.study.summary import Setting
+from resformer.study.svg import GUESS, SOFT, Draw, Styles, panel, sheet
+from resformer.study.words import number
 
-# Drawn in the colours of the light page, then exchanged for the variables: the page has values for light and dark.
-INK, SOFT, GRID = "#1d2025", "#5f656e", "#dfe1e4"
-SERIES = ("#0065a6", "#c8470b", "#00805a", "#9c4a8b", "#a87300", "#5c6068", "#3b93cc")
-VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid"} | {color: f"s{i}" for i, color in enumerate(SERIES)}
-MARKERS = "osD^vPX<>*ph"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 3)))
-GUESS: dict[str, Any] = {"color": SOFT, "linewidth": 1, "linestyle": (0, (2, 2)), "zorder": 1}
-
+Setting = dict[str, Any]
 WIDTH, HEIGHT = 348, 250  # of a panel, in CSS pixels
+SMALL = (270, 200)
 FLAT = 1e-5  # 1 - cosine is drawn no smaller than this
-
-RC: Any = {
-    "svg.fonttype": "none",
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib and is wide: what fits in it fits in the page's font
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "text.color": INK,
-    "axes.titlecolor": INK,
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": GRID,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
+CAP = 1.5  # training losses above so many times the constant guess's are drawn at the top
+NAMES = {"score": "Score", "train_loss": "Training loss at the end"}
+COSTS = {"parameters": "parameters", "flops": "FLOPs of a run", "seconds": "seconds of a run",
+         "peak_memory_mb": "peak memory, MiB"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,227 +32,318 @@ class Panel:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Style:
-    color: str
-    marker: str
-    dash: Any
-
-
-Styles = dict[str, Style]
-
-
-def styles(schemes: Sequence[str]) -> Styles:
-    """Colour, marker and dash of each scheme. The three cycles differ in length, so that no two look the same."""
-    looks = zip(schemes, cycle(SERIES), cycle(MARKERS), cycle(DASHES), strict=False)
-    return {scheme: Style(*look) for scheme, *look in looks}
-
-
-@cache
-def swatch(style: Style) -> str:
-    """The legend entry of a style: a line with its marker, 34 x 14 pixels; without ids, since it is used often."""
-
-    def draw(axes: Axes) -> None:
-        axes.set_axis_off()
-        axes.set_position((0, 0, 1, 1))
-        axes.set_xlim(0, 34)
-        axes.set_ylim(0, 14)
-        axes.plot([0, 34], [7, 7], color=style.color, linestyle=style.dash, linewidth=1.5, clip_on=False)
-        marker = MarkerStyle(style.marker)
-        shape = marker.get_path().transformed(marker.get_transform() + Affine2D().scale(5.5).translate(17, 7))
-        axes.add_patch(PathPatch(shape, color=style.color, clip_on=False))
-
-    return _panel(draw, "", f"legend {style}", (34, 14))
-
-
-def score_panel(setting: Setting, looks: Styles) -> Panel:
-    """Score against depth: every seed a mark, a line through the means, bars for intervals from 3 seeds on."""
-    guess = setting.guess_score
-    note = "" if guess is None else f"Dotted: the constant guess, {guess:.3f}."
-    draw = partial(_score, setting=setting, looks=looks)
-    return Panel("Score", _panel(draw, "Score against depth, by scheme", f"score {title(setting)}"), note)
-
-
-def loss_panel(setting: Setting, looks: Styles) -> Panel:
-    """Training loss at the end against depth."""
-    guess = setting.guess_loss
-    note = "" if guess is None else f"Dotted: the loss of the constant guess, {guess:.3f}."
-    draw = partial(_loss, setting=setting, looks=looks)
-    name = "Training loss at the end against depth, by scheme"
-    return Panel("Training loss at the end", _panel(draw, name, f"loss {title(setting)}"), note)
+def endpoint_panel(setting: Setting, looks: Styles, endpoint: str) -> Panel:
+    """Score or training loss against depth: a mark a seed, a line through the means, intervals from 3 seeds on."""
+    guess = _guess(setting, endpoint)
+    notes = [] if guess is None else [f"Dotted: the constant guess, {guess:.3f}."]
+    if endpoint == "train_loss" and any(v > _top(setting) for c in setting["cells"] for v in _seeds(c, endpoint)):
+        notes.append(f"Above {_top(setting):.2f}: drawn at the top.")
+    draw = partial(_over_depth, setting=setting, looks=looks, endpoint=endpoint)
+    name = f"{NAMES[endpoint]} against depth, by scheme"
+    return _panel(NAMES[endpoint], draw, name, setting, " ".join(notes))
 
 
 def cosine_panel(setting: Setting, looks: Styles) -> Panel | None:
     """Token cosine at initialisation against depth; None where it was not measured."""
-    if all(_distance(run) is None for run in setting.finished):
+    if not any(cell["token_cosine"] for cell in setting["cells"]):
         return None
-    draw = partial(_cosine, setting=setting, looks=looks)
-    name = "Token cosine at initialisation against depth, by scheme"
     note = "1: all token states of a sentence point the same way. The axis spreads the values close to 1."
-    return Panel("Token cosine at initialisation", _panel(draw, name, f"cosine {title(setting)}"), note)
-
-
-def gradient_panel(setting: Setting, looks: Styles) -> Panel | None:
-    """Gradient norm by layer at initialisation, a line a seed, at the deepest depth where it was measured."""
-    runs = [run for run in setting.finished if run.diagnostics.get("gradient_norms")]
-    depth = max((run.config["depth"] for run in runs), default=0)
-    norms = [
-        (run.config["scheme"], np.array(run.diagnostics["gradient_norms"], dtype=float))
-        for run in runs
-        if run.config["depth"] == depth
-    ]
-    positive = np.concatenate([values[values > 0] for _, values in norms]) if norms else np.array([])
-    if not len(positive):
-        return None
-    low, high = positive.min(), positive.max()
-    floor = low / 10
-    zeros = [scheme for scheme in looks if any(name == scheme and (values == 0).any() for name, values in norms)]
-
-    def draw(axes: Axes) -> None:
-        axes.set_yscale("log")
-        for scheme, look in looks.items():
-            for values in (values for name, values in norms if name == scheme):
-                drawn = np.where(values > 0, values, floor)
-                axes.plot(drawn, color=look.color, linestyle=look.dash, linewidth=1.2)
-                marked = np.arange(0, len(drawn), max(1, len(drawn) // 6))
-                axes.plot(marked, drawn[marked], look.marker, color=look.color, markersize=4)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        between = (1, 2, 5) if high < 30 * low else (1, 3) if high < 100 * low else (1,)
-        axes.yaxis.set_major_locator(LogLocator(subs=between, numticks=7))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y)))
-        axes.set_xlabel("after layer (0: the embeddings)")
-
-    note = (
-        "Gradient of the loss in the state after each layer, at initialisation, a line a seed. "
-        "In this project's trials it did not track which schemes fail."
-    )
-    if zeros:
-        note += f" Exactly zero somewhere, and drawn at the floor there: {', '.join(zeros)}."
-    name = f"Gradient norm by layer, depth {depth}"
-    return Panel(name, _panel(draw, f"{name}, at initialisation", f"gradient {title(setting)}"), note)
+    draw = partial(_cosine, setting=setting, looks=looks)
+    name = "Token cosine at initialisation"
+    return _panel(name, draw, f"{name} against depth, by scheme", setting, note)
 
 
 def curve_panels(setting: Setting, looks: Styles) -> list[Panel]:
-    """Training loss against step, a panel a depth on one scale, a line a seed."""
-    runs = [run for run in setting.finished if run.loss_curve]
-    if not runs:
-        return []
-    # A run that blows up must not flatten the others.
-    starts = [run.loss_curve[0][1] for run in runs]
-    top = 1.1 * max(float(np.median(starts)), setting.guess_loss or 0)
-
-    def draw(axes: Axes, depth: int) -> None:
-        for scheme, look in looks.items():
-            for run in runs:
-                if (run.config["scheme"], run.config["depth"]) == (scheme, depth):
-                    steps, losses = zip(*run.loss_curve, strict=True)
-                    axes.plot(steps, losses, color=look.color, linestyle=look.dash, linewidth=1.2)
-                    axes.plot(steps[-1], losses[-1], look.marker, color=look.color, markersize=4)
-        if setting.guess_loss is not None:
-            axes.axhline(setting.guess_loss, **GUESS)
-        axes.set_ylim(0, top)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.set_xlabel("step")
-
-    panels = []
-    for depth in sorted({run.config["depth"] for run in runs}):
-        name = f"Training loss by step, depth {depth}"
-        svg = _panel(partial(draw, depth=depth), name, f"{name} {title(setting)}", (260, 190))
-        panels.append(Panel(f"Depth {depth}", svg))
-    return panels
+    """Training loss against step, a panel a depth on one scale."""
+    return [
+        _panel(f"Depth {depth}", draw, f"Training loss by step, depth {depth}", setting, size=SMALL)
+        for depth, draw in _curves(setting, looks)
+    ]
 
 
-def picture(settings: Sequence[Setting], looks: Styles) -> str:
-    """A file of its own: score, training loss and token cosine against depth, a row a setting, with the legend."""
-    rows = [setting for setting in settings if setting.finished]
-    names = [scheme for scheme in looks if any(scheme in setting.schemes for setting in rows)]
-    across = 4 if max(map(len, names), default=0) > 16 else 6
-    legend = 18 * -(-len(names) // across) + 16
-    size = (3 * WIDTH, legend + 290 * len(rows))
-    with matplotlib.rc_context(RC | {"svg.hashsalt": "picture", "figure.facecolor": "white"}):
-        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
-        grid = figure.subplots(len(rows), 3, squeeze=False)
-        for setting, (score, loss, cosine) in zip(rows, grid, strict=True):
-            _score(score, setting, looks)
-            _loss(loss, setting, looks)
-            score.set_title(f"{title(setting)}: score", loc="left")
-            loss.set_title("training loss at the end", loc="left")
-            if any(_distance(run) is not None for run in setting.finished):
-                _cosine(cosine, setting, looks)
-                cosine.set_title("token cosine at initialisation", loc="left")
-            else:
-                cosine.set_axis_off()
-        handles = [
-            Line2D([], [], color=looks[s].color, marker=looks[s].marker, linestyle=looks[s].dash, label=_literal(s))
-            for s in names
-        ]
-        figure.legend(handles=handles, loc="outside upper left", ncols=across, handlelength=3)
-        svg = _text(figure)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {_box(size)}>'
-    return head + _inner(svg)
+def rate_panels(setting: Setting, looks: Styles) -> list[Panel]:
+    """The study's endpoint on the tuning slice against learning rate, a panel a depth."""
+    return [
+        _panel(f"Depth {depth}", draw, f"Learning rates tried, depth {depth}", setting, size=SMALL)
+        for depth, draw in _rates(setting, looks)
+    ]
 
 
-def _score(axes: Axes, setting: Setting, looks: Styles) -> None:
-    _over_depth(axes, setting, looks, lambda run: run.score, intervals=True)
-    if setting.guess_score is not None:
-        axes.axhline(setting.guess_score, **GUESS)
+def cost_panels(setting: Setting, looks: Styles, endpoint: str) -> list[Panel]:
+    """The study's endpoint against each cost, a line an arm over its depths."""
+    return [
+        _panel(f"Against {title}", draw, f"{NAMES[endpoint]} against {title}", setting, size=SMALL)
+        for title, draw in _costs(setting, looks, endpoint)
+    ]
 
 
-def _loss(axes: Axes, setting: Setting, looks: Styles) -> None:
-    _over_depth(axes, setting, looks, lambda run: run.train_loss, intervals=True)
-    if setting.guess_loss is not None:
-        axes.axhline(setting.guess_loss, **GUESS)
-    axes.set_ylim(0, 1.05 * axes.dataLim.ymax)
+def sheets(document: dict[str, Any], looks: Styles) -> dict[str, str]:
+    """The figures as SVG files by name, rows of settings; a figure for which nothing was measured is left out."""
+    settings = [s for s in document["settings"] if any(cell["finished"] for cell in s["cells"])]
+    if not settings:
+        return {}
+    endpoint = document["endpoint"]
+
+    def titled(setting: Setting, entries: Sequence[tuple[Any, Draw]], word: str) -> list[tuple[str, Draw] | None]:
+        return [(f"{setting['title']}: {word}{what}", draw) for what, draw in entries]
+
+    found = {
+        "report": (
+            [
+                [
+                    (f"{s['title']}: score", partial(_over_depth, setting=s, looks=looks, endpoint="score")),
+                    (NAMES["train_loss"].lower(),
+                     partial(_over_depth, setting=s, looks=looks, endpoint="train_loss")),
+                    ("token cosine at initialisation", partial(_cosine, setting=s, looks=looks))
+                    if any(cell["token_cosine"] for cell in s["cells"]) else None,
+                ]
+                for s in settings
+            ],
+            (WIDTH, 290),
+        ),
+        "curves": ([titled(s, _curves(s, looks), "depth ") for s in settings], (300, 230)),
+        "learning_rates": ([titled(s, _rates(s, looks), "depth ") for s in settings], (300, 230)),
+        "gradients": ([titled(s, _gradients(s, looks), "depth ") for s in settings], (300, 230)),
+        "cost": ([titled(s, _costs(s, looks, endpoint), "") for s in settings], (300, 230)),
+    }  # fmt: skip
+    return {name: sheet(rows, looks, size) for name, (rows, size) in found.items() if any(rows)}
+
+
+def heat(setting: Setting) -> tuple[float, float] | None:
+    """The smallest and the largest gradient norm above 0 in a setting; None where none was measured."""
+    norms = [norm for cell in setting["cells"] for norm in cell["gradient_norms"] if norm > 0]
+    return (min(norms), max(norms)) if norms else None
+
+
+def _panel(
+    title: str, draw: Draw, name: str, setting: Setting, note: str = "", size: tuple[int, int] = (WIDTH, HEIGHT)
+) -> Panel:
+    return Panel(title, panel(draw, name, f"{name} {setting['title']}", size), note)
+
+
+def _guess(setting: Setting, endpoint: str) -> float | None:
+    return setting["guess"]["score" if endpoint == "score" else "loss"]
+
+
+def _top(setting: Setting) -> float:
+    """Of an axis of training loss: one run that blew up must not flatten the others."""
+    values = [v for cell in setting["cells"] for v in _seeds(cell, "train_loss")]
+    guess = setting["guess"]["loss"]
+    return min(max(values, default=1.0), CAP * guess) if guess else max(values, default=1.0)
+
+
+def _seeds(cell: dict[str, Any], endpoint: str) -> list[float]:
+    return [seed[endpoint] for seed in cell["seeds"] if seed[endpoint] is not None]
+
+
+def _over_depth(axes: Axes, setting: Setting, looks: Styles, endpoint: str) -> None:
+    guess, top = _guess(setting, endpoint), _top(setting)
+    loss = endpoint == "train_loss"
+
+    def values(cell: dict[str, Any]) -> list[float]:
+        return [min(value, top) if loss else value for value in _seeds(cell, endpoint)]
+
+    def interval(cell: dict[str, Any]) -> tuple[float, float] | None:
+        found = cell[endpoint]
+        return None if found is None or found["low"] is None else (found["low"], found["high"])
+
+    _by_depth(axes, setting, looks, values, lambda cell, own: float(np.mean(own)), interval)
+    if guess is not None:
+        axes.axhline(guess, **GUESS)
+    if loss:
+        axes.set_ylim(0, 1.05 * max(top, guess or 0))
 
 
 def _cosine(axes: Axes, setting: Setting, looks: Styles) -> None:
     """On a logarithmic axis of 1 - cosine, upside down, since what matters is how close to 1 it is."""
+
+    def distances(cell: dict[str, Any]) -> list[float]:
+        return [max(1 - cosine, FLAT) for cosine in cell["token_cosine"]]
+
     axes.set_yscale("log")
     axes.set_ylim(2.4, FLAT / 1.6)
-    _over_depth(axes, setting, looks, _distance, average=lambda values: float(np.exp(np.mean(np.log(values)))))
+    _by_depth(axes, setting, looks, distances, lambda cell, own: float(np.exp(np.mean(np.log(own)))))
     axes.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 1e-3, 1e-4, FLAT]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{'≥ ' if y <= FLAT else ''}{1 - y:g}"))
 
 
-def _distance(run: Result) -> float | None:
-    cosine = run.diagnostics.get("token_cosine")
-    return None if cosine is None else max(1 - cosine, FLAT)
-
-
-def _over_depth(
+def _by_depth(
     axes: Axes,
     setting: Setting,
     looks: Styles,
-    value: Callable[[Result], float | None],
-    average: Callable[[Sequence[float]], float] = lambda values: float(np.mean(values)),
-    intervals: bool = False,
+    values: Callable[[dict[str, Any]], list[float]],
+    average: Callable[[dict[str, Any], list[float]], float],
+    interval: Callable[[dict[str, Any]], tuple[float, float] | None] = lambda cell: None,
 ) -> None:
-    """Seeds as marks and a line through their averages over log2 of the depth, schemes a little side by side."""
-    places = [float(np.log2(depth)) for depth in setting.depths]
-    step = min(0.06, 0.4 * min(np.diff(places), default=1.0) / len(setting.schemes))
-    for rank, scheme in enumerate(setting.schemes):
-        look, shift = looks[scheme], (rank - (len(setting.schemes) - 1) / 2) * step
-        found = {
-            place + shift: [v for v in map(value, setting.cells[scheme, depth].finished) if v is not None]
-            for place, depth in zip(places, setting.depths, strict=True)
-        }
-        found = {x: values for x, values in found.items() if values}
-        means = [average(values) for values in found.values()]
-        axes.plot(list(found), means, color=look.color, linestyle=look.dash, linewidth=1.5)
-        for x, values in found.items():
-            half = estimate(values).half if intervals else None
-            size, alpha = (5.0, 0.8) if half is None else (3.5, 0.5)
-            axes.plot([x] * len(values), values, look.marker, color=look.color, markersize=size, alpha=alpha)
-            if half is not None:
-                axes.errorbar(x, average(values), half, color=look.color, linewidth=1.2)
-    margin = len(setting.schemes) * step / 2 + max(0.05 * (places[-1] - places[0]), 0.1)
+    """Seeds as marks and a line through their averages over log2 of the depth, arms a little side by side."""
+    places = [float(np.log2(depth)) for depth in setting["depths"]]
+    step = min(0.06, 0.4 * min(np.diff(places), default=1.0) / len(setting["arms"]))
+    cells = {(cell["arm"], cell["depth"]): cell for cell in setting["cells"]}
+    for rank, arm in enumerate(setting["arms"]):
+        look, shift = looks[arm], (rank - (len(setting["arms"]) - 1) / 2) * step
+        row = [(x + shift, cells[arm, depth]) for x, depth in zip(places, setting["depths"], strict=True)]
+        drawn = [(x, cell, values(cell)) for x, cell in row if values(cell)]
+        means = [average(cell, own) for _, cell, own in drawn]
+        axes.plot([x for x, *_ in drawn], means, color=look.color, linestyle=look.dash, linewidth=1.5)
+        for x, cell, own in drawn:
+            bar = interval(cell)
+            size, alpha = (5.0, 0.8) if bar is None else (3.5, 0.5)
+            axes.plot([x] * len(own), own, look.marker, color=look.color, markersize=size, alpha=alpha)
+            if bar is not None:
+                axes.plot([x, x], bar, color=look.color, linewidth=1.2)
+    margin = len(setting["arms"]) * step / 2 + max(0.05 * (places[-1] - places[0]), 0.1)
     axes.set_xlim(places[0] - margin, places[-1] + margin)
     axes.xaxis.set_major_locator(FixedLocator(_legible(places)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{2**x:.0f}"))
     axes.set_xlabel("depth (layers)")
+
+
+def _curves(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
+    """By depth: the seeds faint, their median strong, a cross where a run diverged."""
+    curves = setting["curves"]
+    if not curves:
+        return []
+    # A run that blows up must not flatten the others.
+    guess = setting["guess"]["loss"]
+    top = 1.1 * max(float(np.median([curve["points"][0][1] for curve in curves])), guess or 0)
+
+    def draw(axes: Axes, depth: int) -> None:
+        for arm, look in looks.items():
+            own = [c for c in curves if (c["arm"], c["depth"]) == (arm, depth)]
+            for curve in own:
+                steps, losses = zip(*curve["points"], strict=True)
+                alpha = 0.3 if len(own) > 1 else 1.0
+                axes.plot(steps, losses, color=look.color, linewidth=0.8, alpha=alpha)
+                if curve["status"] == "diverged":
+                    axes.plot(steps[-1], min(losses[-1], top), "x", color=look.color, markersize=7)
+            if not own:
+                continue
+            shared = sorted(set.intersection(*({step for step, _ in c["points"]} for c in own)))
+            middle = [np.median([dict(map(tuple, c["points"]))[step] for c in own]) for step in shared]
+            axes.plot(shared, middle, color=look.color, linestyle=look.dash, linewidth=1.4)
+            axes.plot(shared[-1:], middle[-1:], look.marker, color=look.color, markersize=4)
+        if guess is not None:
+            axes.axhline(guess, **GUESS)
+        axes.set_ylim(0, top)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_xlabel("step")
+
+    return [(depth, partial(draw, depth=depth)) for depth in sorted({curve["depth"] for curve in curves})]
+
+
+def _rates(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
+    """By depth: a line an arm, the chosen rate ringed, a cross where the run diverged."""
+    grids, endpoint = setting["learning_rates"], setting["endpoint"]
+    guess = _guess(setting, endpoint)
+    drawn = [value for grid in grids for value in grid[endpoint].values()]
+    if not drawn:
+        return []
+    top = CAP * guess if endpoint == "train_loss" and guess else max(drawn)
+    rates = sorted({float(rate) for grid in grids for rate in grid[endpoint]})
+    low, high = min(drawn), min(max(drawn), top)
+    margin = 0.08 * (high - low) or 0.05
+
+    def draw(axes: Axes, depth: int) -> None:
+        axes.set_xscale("log")
+        for grid in (g for arm in looks for g in grids if (g["arm"], g["depth"]) == (arm, depth)):
+            look = looks[grid["arm"]]
+            curve = {float(rate): min(value, top) for rate, value in sorted(grid[endpoint].items(), key=_rate)}
+            sound = {rate: value for rate, value in curve.items() if rate not in grid["diverged"]}
+            axes.plot(list(curve), list(curve.values()), color=look.color, linestyle=look.dash, linewidth=1.2)
+            axes.plot(list(sound), list(sound.values()), look.marker, color=look.color, markersize=4, linestyle="none")
+            lost = [rate for rate in curve if rate in grid["diverged"]]
+            axes.plot(lost, [curve[r] for r in lost], "x", color=look.color, markersize=7, linestyle="none")
+            if grid["chosen"] in curve:
+                ring = {"markerfacecolor": "none", "markeredgecolor": look.color, "markersize": 10}
+                axes.plot(grid["chosen"], curve[grid["chosen"]], "o", **ring)
+        if guess is not None and low - margin <= guess <= high + margin:
+            axes.axhline(guess, **GUESS)
+        axes.set_ylim(low - margin, high + margin)
+        axes.set_xlim(rates[0] / 1.5, rates[-1] * 1.5)
+        axes.xaxis.set_major_locator(FixedLocator(_spread(rates, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(float(f"{x:.3g}"))))
+        axes.set_xlabel("learning rate")
+
+    return [(depth, partial(draw, depth=depth)) for depth in sorted({grid["depth"] for grid in grids})]
+
+
+def _costs(setting: Setting, looks: Styles, endpoint: str) -> list[tuple[str, Draw]]:
+    def points(arm: str, name: str) -> list[tuple[float, float]]:
+        own = [cell for cell in setting["cells"] if cell["arm"] == arm and cell["cost"] and cell[endpoint]]
+        return [(c["cost"][name], c[endpoint]["mean"]) for c in own if c["cost"][name]]
+
+    def draw(axes: Axes, name: str) -> None:
+        found = {arm: points(arm, name) for arm in setting["arms"]}
+        costs = [cost for own in found.values() for cost, _ in own]
+        for arm, own in found.items():
+            look = looks[arm]
+            shown = [(cost, min(v, _top(setting)) if endpoint == "train_loss" else v) for cost, v in own]
+            if shown:
+                x, y = zip(*shown, strict=True)
+                axes.plot(x, y, color=look.color, linestyle=look.dash, linewidth=1)
+                axes.plot(x, y, look.marker, color=look.color, markersize=5, linestyle="none")
+        if max(costs) > 4 * min(costs):
+            axes.set_xscale("log")
+            subs = (1, 3) if max(costs) < 300 * min(costs) else (1,)
+            axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
+        axes.set_xlabel(COSTS[name])
+
+    return [(title, partial(draw, name=name)) for name, title in COSTS.items()
+            if any(points(arm, name) for arm in setting["arms"])]  # fmt: skip
+
+
+def _gradients(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
+    """By depth: median gradient norm by layer, a line an arm. The page shows the same as colours."""
+    bounds = heat(setting)
+    if bounds is None:
+        return []
+    low, high = bounds
+
+    def draw(axes: Axes, depth: int) -> None:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 2, high * 2)
+        for cell in setting["cells"]:
+            norms = cell["gradient_norms"]
+            if cell["depth"] == depth and norms:
+                look = looks[cell["arm"]]
+                seen = [norm if norm > 0 else np.nan for norm in norms]
+                axes.plot(seen, color=look.color, linestyle=look.dash, linewidth=1.2)
+                marked = np.arange(0, len(seen), max(1, len(seen) // 6))
+                axes.plot(marked, np.array(seen)[marked], look.marker, color=look.color, markersize=4)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 100 * low else (1,), numticks=7))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(float(f"{y:.3g}"))))
+        axes.set_xlabel("after layer (0: the embeddings)", color=SOFT)
+
+    depths = sorted({cell["depth"] for cell in setting["cells"] if cell["gradient_norms"]})
+    return [(depth, partial(draw, depth=depth)) for depth in depths]
+
+
+def _rate(item: tuple[str, float]) -> float:
+    return float(item[0])
+
+
+def _short(value: float) -> str:
+    """12k, 3.4M, 0.5: a number that fits under an axis."""
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _spread(values: Sequence[float], most: int) -> list[float]:
+    """At most so many of the values, evenly, both ends among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 def _legible(places: Sequence[float]) -> list[float]:
@@ -299,45 +353,3 @@ def _legible(places: Sequence[float]) -> list[float]:
         if not kept or kept[-1] - place >= 0.07 * (places[-1] - places[0]):
             kept.append(place)
     return kept
-
-
-def _panel(draw: Callable[[Axes], None], name: str, salt: str, size: tuple[int, int] = (WIDTH, HEIGHT)) -> str:
-    """The drawing as an <svg> element whose text has the page's font and whose colours are variables.
-
-    `name` is what a screen reader says; without one the element is decoration.
-    """
-    # The salt keeps ids from colliding within a page, and the same from one report to the next.
-    with matplotlib.rc_context(RC | {"svg.hashsalt": salt}):
-        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained" if name else None)
-        figure.patch.set_visible(False)
-        axes = figure.add_subplot()
-        axes.patch.set_visible(False)
-        draw(axes)
-        svg = _text(figure)
-    for color, variable in VARIABLES.items():
-        svg = svg.replace(color, f"var(--{variable})")
-    spoken = f'role="img" aria-label="{name}"' if name else 'aria-hidden="true"'
-    head = f"<svg {_box(size)} {spoken}>"
-    return head + re.sub(r"font-family: [^;\"]*;?", "", _inner(svg))
-
-
-def _box(size: tuple[int, int]) -> str:
-    return f'viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" height="{size[1]}"'
-
-
-def _inner(svg: str) -> str:
-    """What follows the opening tag."""
-    return svg[svg.index(">", svg.index("<svg")) + 1 :].strip() + "\n"
-
-
-def _text(figure: Figure) -> str:
-    text = StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", text.getvalue(), flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # matplotlib's own, the same in every figure
-    return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: system-ui, sans-serif", svg)
-
-
-def _literal(text: str) -> str:
-    """Text in which matplotlib reads no formula."""
-    return text.replace("$", r"\$")
