@@ -67,9 +67,9 @@ def _breadth(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
     elif missing := [s for s in settings if not any(s.cells[c, d].finished for c in s.controls for d in s.depths)]:
         yield f"No negative control has finished on {joined(dict.fromkeys(s.task for s in missing))}."
     if len(endpoints := dict.fromkeys(study.endpoint for study in reading.studies)) > 1:
-        yield f"The studies of this folder declare different endpoints ({joined(endpoints)}): the last one's is primary."
+        yield f"The studies here declare different endpoints ({joined(endpoints)}): the last one's is primary."
     if len(baselines := dict.fromkeys(str(study.baseline) for study in reading.studies)) > 1:
-        yield f"The studies of this folder name different baselines ({joined(baselines)}): the last one's is used."
+        yield f"The studies here name different baselines ({joined(baselines)}): the last one's is used."
     for key in dict.fromkeys(key for setting in settings for key in tied(setting.runs)):
         yield f"{key} differs between depths: a change with depth can come from it."
 
@@ -116,8 +116,8 @@ def _failures(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
     diverged = sum(run.status == "diverged" for run, _ in ends)
     if diverged:
         yield (
-            f"{counted(diverged, 'run')} diverged: in means and differences {'it counts' if diverged == 1 else 'they count'} "
-            "with the score and the loss of a constant guess, and as failed."
+            f"{counted(diverged, 'run')} diverged: means and differences take "
+            f"{'it' if diverged == 1 else 'each of them'} with the score and the loss of a constant guess."
         )
     for what, name in (("score", "score"), ("loss", "training loss")):
         lost = [s.task for s in settings if getattr(s.chance, what) is None

@@ -43,7 +43,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str | None:
-        """"better" or "worse" where the adjusted p-value is below 0.05."""
+        """ "better" or "worse" where the adjusted p-value is below 0.05."""
         if self.gap is None or self.adjusted is None or self.adjusted >= LEVEL:
             return None
         return "better" if self.gap.mean * SIGN[self.endpoint] > 0 else "worse"

@@ -7,8 +7,8 @@ known is null.
     coverage    {planned, finished, diverged, failed, missing, not_counted, tuning {planned, finished}, other_rates,
                 replaced}
     arms        [{name, control, baseline, equation}] in the order of tables and legends
-    settings    [{title, task, endpoint, differs, where, claims, certainty, definition, collapse, baseline, depths, arms,
-                guess {score, loss, threshold},
+    settings    [{title, task, endpoint, differs, where, claims, certainty, definition, collapse, baseline, depths,
+                arms, guess {score, loss, threshold},
                 reach       [{arm, depth, words}]
                 cells       [{arm, depth, state, verdict, planned, finished, score estimate, train_loss estimate,
                             seeds [{seed, status, score, train_loss}], failures {failed, n, low, high},
@@ -17,8 +17,8 @@ known is null.
                 comparisons [{arm, depth, endpoint, primary, gap estimate, detectable, p, adjusted, stars, verdict,
                             sentence}]    arm - baseline; adjusted: Holm's where primary, else Benjamini-Hochberg's
                 interactions [{arm, slope estimate, resolved_from, found}]
-                learning_rates [{arm, depth, score {rate: value}, train_loss {...}, diverged [rate], chosen, edge,
-                            best, drop, at_edge, complete}]
+                learning_rates [{arm, depth, values {rate: score, or loss, on the slice}, diverged [rate], chosen,
+                            edge, best, drop, at_edge, complete}]
                 speed       {target, words, fractions, cells [{arm, depth, at [estimate], median, reached, n}]}
                 curves      [{arm, depth, seed, status, points [[step, loss]]}]
                 failures    [{arm, depth, what, detail, runs [{id, traceback}]}]
@@ -77,7 +77,7 @@ def study_document(output: Path) -> Document:
         "endpoint": endpoint,
         "endpoints": findings.ENDPOINT,
         "overview": findings.overview(settings) if len(settings) > 1 else None,
-        "claims": [text for text in [findings.against_baseline(comparisons, settings)] if text],
+        "claims": [text for text in _claims(settings, comparisons, endpoint) if text],
         "coverage": _coverage(reading),
         "arms": _arms(settings, finished),
         "settings": [
@@ -89,6 +89,14 @@ def study_document(output: Path) -> Document:
         "protocol": _protocol(reading, finished),
     }
     return finite(document)
+
+
+def _claims(settings: Sequence[Setting], comparisons: Sequence[Comparison], endpoint: str) -> Iterator[str]:
+    if len(settings) > 1:
+        yield findings.controls_overview(settings, endpoint)
+    yield findings.against_baseline(comparisons, settings)
+    if len(settings) > 1:
+        yield findings.seeds(settings)
 
 
 def row(run: Result, setting: Setting) -> dict[str, Any]:
@@ -114,6 +122,7 @@ def row(run: Result, setting: Setting) -> dict[str, Any]:
 def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequence[Comparison]) -> Document:
     reach = {name: findings.reach(setting, name) for name in setting.arms}
     goal = target(setting)
+    arms = sorted(setting.arms, key=lambda name: (name in setting.controls, -setting.learns_to(name)))
     return {
         "title": findings.title(setting),
         "task": setting.task,
@@ -126,10 +135,10 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
         "collapse": findings.collapse(setting),
         "baseline": setting.baseline,
         "depths": list(setting.depths),
-        "arms": sorted(setting.arms, key=lambda name: (name in setting.controls, -setting.learns_to(name))),
+        "arms": arms,
         "guess": {**asdict(setting.chance), "threshold": setting.chance.threshold},
         "reach": [{"arm": name, "depth": depth, "words": words} for name, (depth, words) in reach.items()],
-        "cells": [_cell(cell) for cell in setting.cells.values()],
+        "cells": [_cell(cell) for cell in (setting.cells[name, depth] for name in arms for depth in setting.depths)],
         "comparisons": [_comparison(test) for test in tests],
         "interactions": [
             {"arm": i.arm, "slope": _estimate(i.slope), "resolved_from": i.resolved_from, "found": i.found}
@@ -214,8 +223,7 @@ def _grid(grid: Grid) -> Document:
     return {
         "arm": grid.arm,
         "depth": grid.depth,
-        "score": {str(rate): value for rate, value in grid.values("score").items()},
-        "train_loss": {str(rate): value for rate, value in grid.values("train_loss").items()},
+        "values": {str(rate): value for rate, value in grid.values.items()},
         "diverged": grid.diverged,
         "chosen": choice.rate,
         "edge": choice.edge,

@@ -32,15 +32,19 @@ class Panel:
     note: str = ""
 
 
-def endpoint_panel(setting: Setting, looks: Styles, endpoint: str) -> Panel:
-    """Score or training loss against depth: a mark a seed, a line through the means, intervals from 3 seeds on."""
+def endpoint_panel(setting: Setting, looks: Styles, endpoint: str, place: str = "") -> Panel:
+    """Score or training loss against depth: a mark a seed, a line through the means, intervals from 3 seeds on.
+
+    `place` tells apart the ids of a panel that a page shows twice.
+    """
     guess = _guess(setting, endpoint)
     notes = [] if guess is None else [f"Dotted: the constant guess, {guess:.3f}."]
     if endpoint == "train_loss" and any(v > _top(setting) for c in setting["cells"] for v in _seeds(c, endpoint)):
         notes.append(f"Above {_top(setting):.2f}: drawn at the top.")
     draw = partial(_over_depth, setting=setting, looks=looks, endpoint=endpoint)
     name = f"{NAMES[endpoint]} against depth, by scheme"
-    return _panel(NAMES[endpoint], draw, name, setting, " ".join(notes))
+    title = f"{NAMES[endpoint]}, {setting['title']}" if place else NAMES[endpoint]
+    return Panel(title, panel(draw, name, f"{name} {setting['title']} {place}", (WIDTH, HEIGHT)), " ".join(notes))
 
 
 def cosine_panel(setting: Setting, looks: Styles) -> Panel | None:
@@ -87,7 +91,7 @@ def sheets(document: dict[str, Any], looks: Styles) -> dict[str, str]:
     def titled(setting: Setting, entries: Sequence[tuple[Any, Draw]], word: str) -> list[tuple[str, Draw] | None]:
         return [(f"{setting['title']}: {word}{what}", draw) for what, draw in entries]
 
-    found = {
+    found: dict[str, tuple[list[list[tuple[str, Draw] | None]], tuple[int, int]]] = {
         "report": (
             [
                 [
@@ -152,6 +156,10 @@ def _over_depth(axes: Axes, setting: Setting, looks: Styles, endpoint: str) -> N
         axes.axhline(guess, **GUESS)
     if loss:
         axes.set_ylim(0, 1.05 * max(top, guess or 0))
+    elif drawn := [value for cell in setting["cells"] for value in values(cell)]:
+        low, high = (end([*drawn, *([] if guess is None else [guess])]) for end in (min, max))
+        margin = 0.1 * (high - low) or 0.05  # an interval may be wider than all that was seen
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _cosine(axes: Axes, setting: Setting, looks: Styles) -> None:
@@ -237,11 +245,11 @@ def _rates(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
     """By depth: a line an arm, the chosen rate ringed, a cross where the run diverged."""
     grids, endpoint = setting["learning_rates"], setting["endpoint"]
     guess = _guess(setting, endpoint)
-    drawn = [value for grid in grids for value in grid[endpoint].values()]
+    drawn = [value for grid in grids for value in grid["values"].values()]
     if not drawn:
         return []
     top = CAP * guess if endpoint == "train_loss" and guess else max(drawn)
-    rates = sorted({float(rate) for grid in grids for rate in grid[endpoint]})
+    rates = sorted({float(rate) for grid in grids for rate in grid["values"]})
     low, high = min(drawn), min(max(drawn), top)
     margin = 0.08 * (high - low) or 0.05
 
@@ -249,14 +257,14 @@ def _rates(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
         axes.set_xscale("log")
         for grid in (g for arm in looks for g in grids if (g["arm"], g["depth"]) == (arm, depth)):
             look = looks[grid["arm"]]
-            curve = {float(rate): min(value, top) for rate, value in sorted(grid[endpoint].items(), key=_rate)}
+            curve = {float(rate): min(value, top) for rate, value in sorted(grid["values"].items(), key=_rate)}
             sound = {rate: value for rate, value in curve.items() if rate not in grid["diverged"]}
             axes.plot(list(curve), list(curve.values()), color=look.color, linestyle=look.dash, linewidth=1.2)
             axes.plot(list(sound), list(sound.values()), look.marker, color=look.color, markersize=4, linestyle="none")
             lost = [rate for rate in curve if rate in grid["diverged"]]
             axes.plot(lost, [curve[r] for r in lost], "x", color=look.color, markersize=7, linestyle="none")
             if grid["chosen"] in curve:
-                ring = {"markerfacecolor": "none", "markeredgecolor": look.color, "markersize": 10}
+                ring: Any = {"markerfacecolor": "none", "markeredgecolor": look.color, "markersize": 10}
                 axes.plot(grid["chosen"], curve[grid["chosen"]], "o", **ring)
         if guess is not None and low - margin <= guess <= high + margin:
             axes.axhline(guess, **GUESS)

@@ -124,15 +124,40 @@ def controls_claim(setting: Setting, endpoint: str) -> str:
     found = against_controls(setting, endpoint)
     if found is None:
         return ""
-    controls = f"the control{'s' * (len(found.controls) > 1)} {joined(found.controls)}"
-    at = f"at depth {found.depth}"
+    controls, at = f"({'; '.join(found.controls)})", f"at depth {found.depth}"
+    several = len(found.controls) > 1
     if found.seeds < FEWEST:
-        return f"{at} there are too few seeds to tell a scheme from {controls}"
+        return f"{at} there are too few seeds to tell a scheme from the control{'s' * several} {controls}"
     sure = f"paired intervals of {ENDPOINT[endpoint]}, 95% over all {found.pairs} pairs"
     if not found.beat:
-        return f"no scheme is shown to beat {controls} {at} ({sure})"
-    both = "both " * (len(found.controls) == 2) or "all " * (len(found.controls) > 2)
-    return f"{joined(found.beat)} {verb('beat', found.beat)} {both}{controls} {at} ({sure})"
+        every = "every control" if several else "the control"
+        return f"no scheme is shown to beat {every} {controls} {at} ({sure})"
+    all_of = {1: "the control", 2: "both controls"}.get(len(found.controls), "all controls")
+    return f"{joined(found.beat)} {verb('beat', found.beat)} {all_of} {controls} {at} ({sure})"
+
+
+def controls_overview(settings: Sequence[Setting], endpoint: str) -> str:
+    """The same over several settings; empty where no control has finished."""
+    found = {title(setting): against_controls(setting, endpoint) for setting in settings}
+    known = {name: against for name, against in found.items() if against is not None}
+    if not known:
+        return ""
+    if all(against.seeds < FEWEST for against in known.values()):
+        return "There are too few seeds to tell a scheme from the controls."
+    beaten = [f"{joined(against.beat)} on {name}" for name, against in known.items() if against.beat]
+    controls = joined(dict.fromkeys(control for against in known.values() for control in against.controls))
+    sure = f"by paired intervals of {ENDPOINT[endpoint]} at the deepest depth, 95% over all pairs of a setting"
+    if not beaten:
+        return f"No scheme is shown to beat every control ({controls}) on any setting ({sure})."
+    rest = " None does on the others." if len(beaten) < len(known) else ""
+    return f"Better than every control ({controls}): {'; '.join(beaten)} ({sure}).{rest}"
+
+
+def seeds(settings: Sequence[Setting]) -> str:
+    """How many seeds the cells of a study have."""
+    counts = [len(cell.finished) for setting in settings for cell in setting.cells.values()]
+    low, high = min(counts), max(counts)
+    return f"Seeds a cell: {low if low == high else f'{low} to {high}'}."
 
 
 def overview(settings: Sequence[Setting]) -> str:

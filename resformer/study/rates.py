@@ -18,22 +18,29 @@ class Grid:
     choice: Choice
     chance: Chance
 
-    def values(self, endpoint: str) -> dict[float, float]:
-        """Score or training loss by rate, of the runs that are finished; one that diverged as a constant guess."""
+    @property
+    def values(self) -> dict[float, float]:
+        """By rate what it was judged by on the slice: the score, or the loss where that of training is the endpoint.
+
+        A run that diverged has that of a constant guess; one that is not finished is left out.
+        """
+        score = self.choice.endpoint == "score"
         found = {}
         for rate, result in self.choice.results.items():
-            value = self.chance.of(endpoint) if result.status == "diverged" else getattr(result, endpoint)
+            value = result.score if score else result.metrics.get("loss")
+            if result.status == "diverged":
+                value = self.chance.of(self.choice.endpoint)
             if result.finished and value is not None:
                 found[rate] = float(value)
         return found
 
     @property
     def sensitivity(self) -> Sensitivity | None:
-        """By the study's endpoint; None until all rates have a value."""
-        values = self.values(self.choice.endpoint)
+        """Of the values; None until all rates have one."""
+        values, sign = self.values, SIGN[self.choice.endpoint]
         if len(values) < len(self.choice.results):
             return None
-        return sensitivity({rate: SIGN[self.choice.endpoint] * value for rate, value in values.items()})
+        return sensitivity({rate: sign * value for rate, value in values.items()})
 
     @property
     def diverged(self) -> list[float]:

@@ -1,4 +1,4 @@
-"""The report of a study, made from its document: a self-contained page, Markdown with figures, tables. Needs no torch."""
+"""The report of a study, made from its document: a page of its own, Markdown with figures, tables. Needs no torch."""
 
 import csv
 import re

@@ -37,7 +37,7 @@ class Choice:
 
     @property
     def edge(self) -> str | None:
-        """"smallest" or "largest" where the rate is the last of its side of the grid: better ones may lie beyond."""
+        """ "smallest" or "largest" where the rate is the last of its side of the grid: better ones may lie beyond."""
         rates = list(self.results)
         if self.rate is None or len(rates) < 2:
             return None

@@ -72,7 +72,7 @@ def speeds(setting: Setting) -> list[Speed]:
 
 
 def length(run: Result, setting: Setting) -> int:
-    """The steps of a run's schedule: of one that diverged, and whose length is counted in epochs, that of the others."""
+    """The steps of a run's schedule; of one that diverged and counts epochs, those of the others."""
     if run.config.get("steps"):
         return int(run.config["steps"])
     made = [r.cost.get("steps") or (r.loss_curve[-1][0] if r.loss_curve else 0) for r in (run, *setting.finished)]

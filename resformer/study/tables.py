@@ -1,5 +1,6 @@
 """What stands in the tables of the page and of the Markdown alike: rows and numbers in words."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,9 +9,9 @@ from resformer.study.words import MINUS, signed
 Record = dict[str, Any]
 
 
-def indexed(records: Sequence[Record]) -> dict[tuple[str, int], Record]:
-    """By arm and depth."""
-    return {(record["arm"], record["depth"]): record for record in records}
+def indexed(records: Sequence[Record]) -> dict[tuple[str, int], Any]:
+    """By arm and depth; None for what is not there."""
+    return defaultdict(lambda: None, {(record["arm"], record["depth"]): record for record in records})
 
 
 def main_rows(setting: Record) -> Iterator[Record]:
