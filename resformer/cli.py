@@ -6,8 +6,9 @@ import os
 import shlex
 import sys
 import textwrap
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -15,6 +16,8 @@ from resformer.configfile import Config
 from resformer.data.source import Source
 from resformer.errors import unknown
 from resformer.options import options_of
+from resformer.study.settings import Settings as StudySettings
+from resformer.train.destination import Destination
 from resformer.train.settings import Settings
 from resformer.train.start import Start
 
@@ -26,8 +29,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 WORDS = 8192  # entries at most of a tokenizer that is made of the words of a task
+COMPILING = "torch.compile: the first steps compile the model, which can take minutes"
+WAIT = 3.0  # seconds, in which a launcher has noticed that another process failed
 # options that take several values
-LISTS = ("--schemes", "--depths", "--tasks", "--learning-rates", "--corpus", "--validation", "--track")
+LISTS = (
+    "--schemes",
+    "--depths",
+    "--tasks",
+    "--learning-rates",
+    "--weight-inits",
+    "--corpus",
+    "--validation",
+    "--track",
+)
 SCHEME = "NAME or NAME:OPTION=VALUE,OPTION=VALUE, such as exclusive_gate:bias=0"
 
 
@@ -37,14 +51,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(spread(sys.argv[1:] if arguments is None else arguments))
     except ValueError as error:
-        typer.echo(f"resformer: {error}", err=True)
-        sys.exit(2)
+        _fail(str(error))
     except OSError as error:
-        typer.echo(f"resformer: cannot use {error.filename or 'a file'}: {error.strerror or error}", err=True)
-        sys.exit(2)
+        _fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C
             typer.echo("resformer: stopped; the same command goes on from what it has saved", err=True)
+        else:
+            _leave_group()
         raise
 
 
@@ -138,17 +152,13 @@ def tokenizer(
 @options_of(Settings, taken="settings")
 @options_of(Start, taken="start")
 @options_of(Source, taken="source")
+@options_of(Destination, taken="to")
 def finetune(
-    output: Annotated[Path, typer.Option(help="Folder for result.json, train.jsonl and the model.")],
+    to: Destination,
     source: Source,
     start: Start,
     settings: Settings,
     max_length: Annotated[int, typer.Option(help="Tokens; longer inputs are cut.")] = 128,
-    resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, try two steps, write nothing.")] = False,
-    save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
-    push_to: Annotated[str | None, typer.Option("--push-to-hub", help="OWNER/NAME on the hub. [default: no]")] = None,
     config: Config = None,
 ) -> None:
     """Fine-tune a model on a task or on files of your own, with a residual scheme patched in."""
@@ -156,15 +166,13 @@ def finetune(
 
     from resformer.data.source import load_source
     from resformer.data.tokenizer import train_tokenizer
-    from resformer.train.checks import check_folder, check_hub_name
     from resformer.train.finetune import finetune as run
     from resformer.train.finetune import finetuning
     from resformer.train.load import start_model
     from resformer.train.rehearsal import rehearse
 
     _quiet()
-    check_hub_name(push_to)
-    check_folder(output, overwrite=overwrite)
+    to.check()
     task, splits = load_source(source, say=_say)
     words = None
     if start.model is None and start.tokenizer is None:
@@ -181,25 +189,24 @@ def finetune(
         say=_say,
     )
     describe = start.described() | source.described()
-    if dry_run:
+    if settings.compile:
+        _say(COMPILING)
+    if to.dry_run:
         job = finetuning(model, tokenizer, task, splits, settings, max_length=max_length, describe=describe)
-        _show_once(rehearse(model, job, output, settings, overwrite=overwrite))
+        _show_once(rehearse(model, job, to.output, settings, overwrite=to.overwrite))
         return
     result = run(
         model,
         tokenizer,
         task,
         splits,
-        output,
+        to.output,
         settings,
         max_length=max_length,
-        resume=resume,
-        overwrite=overwrite,
-        save_model=save_model,
-        push_to=push_to,
         describe=describe,
+        **to.given(),
     )
-    _tell(result, output)
+    _tell(result, to.output)
 
 
 @app.command()
@@ -253,9 +260,10 @@ def predict(
 @app.command()
 @options_of(Settings, taken="settings")
 @options_of(Start, taken="start")
+@options_of(Destination, taken="to")
 def pretrain(
     corpus: Annotated[list[str], typer.Option(help="Files, folders, patterns or hub:OWNER/NAME:CONFIG:SPLIT.")],
-    output: Annotated[Path, typer.Option(help="Folder for result.json, train.jsonl and the model.")],
+    to: Destination,
     start: Start,
     settings: Settings,
     validation: Annotated[list[str], typer.Option(help="Other text, held out. [default: the last samples]")] = [],  # noqa: B006
@@ -265,17 +273,11 @@ def pretrain(
     held_out: Annotated[int, typer.Option(help="Last samples held out, without --validation.")] = 512,
     column: Annotated[str, typer.Option(help="That holds the text, in all but .txt.")] = "text",
     shards: Annotated[Path | None, typer.Option(help="Folder for the corpus as tokens. [default: a cache]")] = None,
-    resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, try two steps, write nothing.")] = False,
-    save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
-    push_to: Annotated[str | None, typer.Option("--push-to-hub", help="OWNER/NAME on the hub. [default: no]")] = None,
     config: Config = None,
 ) -> None:
     """Pre-train a model on text, by masked or causal language modelling."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    from resformer.train.checks import check_folder, check_hub_name
     from resformer.train.load import start_model
     from resformer.train.pretrain import OBJECTIVES, check_pretraining, pack, pretraining
     from resformer.train.pretrain import pretrain as run
@@ -284,8 +286,7 @@ def pretrain(
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
     _quiet()
-    check_hub_name(push_to)
-    check_folder(output, overwrite=overwrite)
+    to.check()
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForCausalLM
     model, tokenizer = start_model(
         start, auto, seed=settings.seed, length=max_length, precision=settings.precision, say=_say
@@ -296,83 +297,83 @@ def pretrain(
     )
     packed = pack(corpus, tokenizer, max_length, objective, shards=shards, column=column, tell=_say)
     held = pack(validation, tokenizer, max_length, objective, column=column, tell=_say) if validation else held_out
-    if dry_run:
+    if settings.compile:
+        _say(COMPILING)
+    if to.dry_run:
         job = pretraining(model, tokenizer, packed, settings, held_out=held, **aims)
-        _show_once(rehearse(model, job, output, settings, overwrite=overwrite))
+        _show_once(rehearse(model, job, to.output, settings, overwrite=to.overwrite))
         return
     result = run(
         model,
         tokenizer,
         packed,
-        output,
+        to.output,
         settings,
         held_out=held,
-        resume=resume,
-        overwrite=overwrite,
-        save_model=save_model,
-        push_to=push_to,
+        **to.given(),
         **aims,
     )
-    _tell(result, output)
+    _tell(result, to.output)
 
 
 @app.command()
+@options_of(StudySettings, taken="settings", partial=True)
 def compare(
-    schemes: Annotated[list[str], typer.Option(help=f"One or more; each {SCHEME}.")],
-    depths: Annotated[list[int], typer.Option(help="Numbers of layers.", parser=lambda text: _read(int, text))],
-    tasks: Annotated[list[str], typer.Option(help="See `resformer data`.")],
+    settings: dict[str, Any],
     output: Annotated[Path, typer.Option(help="Folder of the study; an earlier study goes on.")],
-    seeds: Annotated[int, typer.Option(help="How many, for each cell.")] = 1,
+    study: Annotated[Path | None, typer.Argument(help="TOML file with the options below.")] = None,
+    schemes: Annotated[list[str] | None, typer.Option(help=f"One or more; each {SCHEME}.")] = None,
+    depths: Annotated[
+        list[int] | None, typer.Option(help="Numbers of layers.", parser=lambda text: _read(int, text))
+    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="See `resformer data`.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many, for each cell. [default: 5]")] = None,
     learning_rates: Annotated[
-        list[float], typer.Option(help="At their peak.", parser=lambda text: _read(float, text))
-    ] = [1e-3],  # noqa: B006
-    width: Annotated[int, typer.Option(help="Of the stream.")] = 32,
-    heads: Annotated[int, typer.Option(help="Of attention.")] = 2,
-    ffn: Annotated[int | None, typer.Option(help="Inner width. [default: 4 times the width]")] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 400,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
-    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.0,
-    schedule: Annotated[str, typer.Option(help="hold, linear or constant.")] = "hold",
-    weight_decay: Annotated[float, typer.Option(help="Of matrices; never of the scheme.")] = 0.01,
-    scheme_lr_multiplier: Annotated[float, typer.Option(help="For the scheme's parameters, on top.")] = 1.0,
-    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for none.")] = 1.0,
-    dropout: Annotated[float, typer.Option(help="Share of activations.")] = 0.0,
-    init: Annotated[str, typer.Option(help="Of the schemes: paper or preserve.")] = "paper",
-    weight_init: Annotated[str, typer.Option(help="Of the host: xavier, bert or width_scaled.")] = "xavier",
-    max_length: Annotated[int, typer.Option(help="Tokens.")] = 128,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    train_size: Annotated[int | None, typer.Option(help="Use only the first so many training examples.")] = None,
-    data: Annotated[str | None, typer.Option(help="Folder with the tasks' data. [default: built in or hub]")] = None,
+        list[float] | None,
+        typer.Option(
+            help="At their peak; of several each cell gets its own. [default: 3e-4 1e-3 3e-3, of a checkpoint a tenth]",
+            parser=lambda text: _read(float, text),
+        ),
+    ] = None,
+    weight_inits: Annotated[
+        list[str] | None, typer.Option(help="Of fresh weights: bert, xavier, width_scaled. [default: xavier]")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Of the schemes. [default: pre_ln, post_ln or the first]")
+    ] = None,
+    controls: Annotated[bool | None, typer.Option(help="Add negative controls. [default: yes]")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="score or train_loss: what is tested. [default: score]")] = None,
+    protocol: Annotated[str | None, typer.Option(help="controlled or cramming. [default: controlled]")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
-    shard: Annotated[str | None, typer.Option(help="I/N: only every N-th run, from run I; for job arrays.")] = None,
-    config: Config = None,
+    shard: Annotated[str | None, typer.Option(help="I/N: only every N-th cell, from cell I; for job arrays.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and what it takes.")] = False,
 ) -> None:
-    """Train schemes x depths x tasks x seeds from scratch, in one process a core, and report."""
-    from resformer.study.execute import execute
-    from resformer.study.plan import Settings, Study
+    """Train schemes x depths x tasks x seeds, each cell at the learning rate that suits it, and report."""
+    from resformer.study.execute import execute, slots
+    from resformer.study.file import read_study
     from resformer.study.report import write_report
 
-    settings = Settings(
-        width=width,
-        heads=heads,
-        ffn=ffn,
-        dropout=dropout,
-        init=init,
-        weight_init=weight_init,
-        steps=steps,
-        batch_size=batch_size,
-        warmup=warmup,
-        schedule=schedule,
-        weight_decay=weight_decay,
-        scheme_lr_multiplier=scheme_lr_multiplier,
-        clip=clip,
-        precision=precision,
-        max_length=max_length,
-        train_size=train_size,
-        data=data,
-    )
-    study = Study(tuple(schemes), tuple(depths), tuple(tasks), seeds, tuple(learning_rates), settings)
-    tally = execute(study, output, workers=workers, shard=_shard(shard), command=_command(), say=_say)
+    _quiet()
+    axes = {
+        "schemes": schemes,
+        "depths": depths,
+        "tasks": tasks,
+        "seeds": seeds,
+        "learning_rates": learning_rates,
+        "weight_inits": weight_inits,
+        "baseline": baseline,
+        "controls": controls,
+        "endpoint": endpoint,
+        "protocol": protocol,
+    }
+    part = _shard(shard)
+    plan = read_study(study, {name: value for name, value in axes.items() if value is not None} | settings, _say)
+    if dry_run:
+        from resformer.study.forecast import forecast
+
+        _show(forecast(plan, output, workers=len(slots(workers)), say=_say))
+        return
+    tally = execute(plan, output, workers=workers, shard=part, command=_command(), say=_say)
     report = write_report(output)
     typer.echo(f"{tally.finished} runs finished, {tally.skipped} were there, {len(tally.failed)} failed")
     for run, error in tally.failed.items():
@@ -447,6 +448,22 @@ def _quiet() -> None:
     warnings.formatwarning = lambda message, *rest: f"note: {message}\n"
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def _fail(message: str) -> NoReturn:
+    """Exit with status 2 and a message: one, where several processes of a machine fail alike, since the launcher ends
+    those that wait as soon as the first has failed. What only one of them meets is told after the wait."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(WAIT)
+    typer.echo(f"resformer: {message}", err=True)
+    sys.exit(2)
+
+
+def _leave_group() -> None:
+    """Take the processes of `accelerate launch` apart, which have all come to the end; else torch warns."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _speaks() -> bool:

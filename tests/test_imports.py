@@ -25,17 +25,22 @@ ORDER = [
     {"patching"},
     {"folding", "growing"},
     {"checkpoint", "encoders"},
-    {"options", "spelling"},
+    {"options", "spelling", "configfile"},
     {"optim", "data", "testing"},
     {"train", "diagnostics", "support"},
     {"description"},
-    {"study", "listing", "configfile"},
+    {"study", "listing"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 LIGHT = {
     "study/plan.py",
+    "study/settings.py",
+    "study/problems.py",
+    "study/identity.py",
+    "study/pretraining.py",
+    "study/selection.py",
     "study/results.py",
     "study/report.py",
     "study/findings.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Problems(ValueError):
         if not fine:
             self.add(key, value, allowed)
 
-    def stop(self) -> None | NoReturn:
+    def stop(self) -> None:
         """Raise, if there is anything."""
         if self:
             raise self

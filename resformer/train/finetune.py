@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from resformer.data.metrics import evaluate, score
+from resformer.data.metrics import evaluate, loss, score
 from resformer.data.tasks import Task
 from resformer.train import checks
 from resformer.train.batches import Encoded, encode, fingerprint, training_batches
@@ -75,6 +75,7 @@ def finetune(
     settings = settings or Settings()
     checks.check_hub_name(push_to)
     checks.check_folder(output := Path(output), overwrite=overwrite)
+    checks.check_resume(resume, overwrite=overwrite)
     job = finetuning(model, tokenizer, task, data, settings, max_length=max_length, describe=describe)
     reset_peak_memory(job.accelerator.device)
     outcome = run(model, job, output, settings, resume=resume, overwrite=overwrite, progress=progress)
@@ -158,7 +159,8 @@ def _evaluate(
     answers = {name: _answers(task, one) for name, one in logits.items()}
     reached = fmean(score(task, evaluate(task, answers[name], splits[name].labels)) for name in answers)
     counts = {name: len(splits[name]) for name in answers}
-    return Evaluation(reached, _metrics(task, data, answers), counts, answers)
+    losses = {f"loss{SUFFIXES.get(name, '')}": loss(task, logits[name], splits[name].labels) for name in answers}
+    return Evaluation(reached, _metrics(task, data, answers) | losses, counts, answers)
 
 
 def _answers(task: Task, logits: np.ndarray) -> np.ndarray:

@@ -54,7 +54,10 @@ class Sitting:
         make_ready(model, job, settings)
         groups = param_groups(model, settings.learning_rate, settings.weight_decay, settings.scheme_lr_multiplier)
         self.peaks = [group["lr"] for group in groups]
-        optimizer = torch.optim.AdamW(groups, fused=True)  # deep narrow nets have thousands of small parameters
+        betas, eps = (0.9, settings.beta2), settings.epsilon
+        optimizer = torch.optim.AdamW(
+            groups, betas=betas, eps=eps, fused=True
+        )  # deep narrow nets have thousands of small parameters
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if start is not None:
             self._restore(start)
