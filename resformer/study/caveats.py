@@ -70,6 +70,12 @@ def _breadth(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
         yield f"The studies here declare different endpoints ({joined(endpoints)}): the last one's is primary."
     if len(baselines := dict.fromkeys(str(study.baseline) for study in reading.studies)) > 1:
         yield f"The studies here name different baselines ({joined(baselines)}): the last one's is used."
+    for study in reading.studies:
+        if study.pretraining is not None and study.pretraining.seeds < study.seeds:
+            yield (
+                f"{counted(study.pretraining.seeds, 'encoder')} for each arm and depth and {study.seeds} seeds of "
+                "fine-tuning: intervals do not cover what another pre-training would change."
+            )
     for key in dict.fromkeys(key for setting in settings for key in tied(setting.runs)):
         yield f"{key} differs between depths: a change with depth can come from it."
 

@@ -4,8 +4,8 @@ Version 1. `estimate` stands for {"mean", "n", "sd", "low", "high"}, the last th
 known is null.
 
     version, title, endpoint ("score" | "train_loss"), endpoints {name: words}, overview, claims [text]
-    coverage    {planned, finished, diverged, failed, missing, not_counted, tuning {planned, finished}, other_rates,
-                replaced}
+    coverage    {planned, finished, diverged, failed, missing, not_counted, tuning {planned, finished}, encoders {...},
+                other_rates, replaced}
     arms        [{name, control, baseline, equation}] in the order of tables and legends
     settings    [{title, task, endpoint, differs, where, claims, certainty, definition, collapse, baseline, depths,
                 arms, guess {score, loss, threshold},
@@ -269,6 +269,10 @@ def _coverage(reading: Reading) -> Document:
         "missing": sum(run.status == "unfinished" for run in runs),
         "not_counted": sum(bool(run.problem) for run in [*runs, *tuning]),
         "tuning": {"planned": len(tuning), "finished": sum(run.finished for run in tuning)},
+        "encoders": {
+            "planned": len(reading.encoders),
+            "finished": sum(encoder.finished for encoder in reading.encoders),
+        },
         "other_rates": reading.other_rates,
         "replaced": reading.replaced,
     }

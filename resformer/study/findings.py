@@ -45,7 +45,9 @@ def where(setting: Setting) -> str:
         warmup = known("warmup")
         after = "" if not warmup else " without warm-up" if warmup == "0" else f" (warm-up {warmup} of them)"
         words.append(length + after)
-    if model := known("model"):
+    if known("encoder"):
+        words.append(f"a {known('family') or 'bert'} of width {known('width')} pre-trained for each cell")
+    elif model := known("model"):
         words.append(f"the patched checkpoint {model}")
     elif width := known("width"):
         words.append(f"a {known('family') or 'bert'} of width {width}")
@@ -145,7 +147,7 @@ def controls_overview(settings: Sequence[Setting], endpoint: str) -> str:
     if all(against.seeds < FEWEST for against in known.values()):
         return "There are too few seeds to tell a scheme from the controls."
     beaten = [f"{joined(against.beat)} on {name}" for name, against in known.items() if against.beat]
-    controls = joined(dict.fromkeys(control for against in known.values() for control in against.controls))
+    controls = "; ".join(dict.fromkeys(control for against in known.values() for control in against.controls))
     sure = f"by paired intervals of {ENDPOINT[endpoint]} at the deepest depth, 95% over all pairs of a setting"
     if not beaten:
         return f"No scheme is shown to beat every control ({controls}) on any setting ({sure})."

@@ -53,6 +53,8 @@ def coverage(document: Document) -> str:
     parts += [f"{found['missing']} not finished"] * bool(found["missing"])
     parts += [f"{found['not_counted']} not counted"] * bool(found["not_counted"])
     parts += [f"{tuning['finished']} of {tuning['planned']} tuning runs finished"] * bool(tuning["planned"])
+    encoders = found["encoders"]
+    parts += [f"{encoders['finished']} of {encoders['planned']} encoders pre-trained"] * bool(encoders["planned"])
     return "; ".join(parts) + "."
 
 

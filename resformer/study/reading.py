@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resformer.study.plan import PLACES, Condition, Run, Study, arm
+from resformer.study.identity import PLACES
+from resformer.study.plan import Condition, Run, Study, arm
 from resformer.study.results import Result, read_result, read_study
 from resformer.study.selection import Choice, choices, chosen
 
@@ -22,6 +23,7 @@ class Reading:
     studies: list[Study]  # of the entries
     runs: list[Result]  # reported on, each with the config that was planned
     choices: dict[Condition, Choice]  # what the tuning runs found, also where it is not complete
+    encoders: list[Result]  # that the study pre-trains for its runs
     other_rates: int  # finished runs at learning rates that are not, or no longer, chosen
     replaced: int  # finished runs whose place a later study of the folder took
 
@@ -53,7 +55,10 @@ def read_runs(output: Path) -> Reading:
     runs = [look(run) for run in planned.values()]
     shown = {run.id for run in planned.values()}
     rates, replaced = _left_out(Path(output) / "runs", shown, runs)
-    return Reading(entries, studies, runs, dict(tuned.values()), rates, replaced)
+    pretrained = {
+        encoder.id: read_result(Path(output) / "runs" / encoder.id) for s in studies for encoder in s.encoders()
+    }
+    return Reading(entries, studies, runs, dict(tuned.values()), list(pretrained.values()), rates, replaced)
 
 
 def _place(condition: Condition) -> tuple[Any, ...]:
@@ -84,7 +89,7 @@ def _left_out(folder: Path, shown: set[str], runs: list[Result]) -> tuple[int, i
     """How many finished runs are not shown: at another learning rate than one that is, and for any other reason."""
     known = {_without_rate(run.config) for run in runs}
     others = (read_result(path) for path in sorted(folder.glob("*")) if path.is_dir() and path.name not in shown)
-    reported = [other for other in others if other.finished and not other.config.get("tuning")]
+    reported = [other for other in others if other.finished and other.config.get("tuning") is False]
     rates = sum(_without_rate(other.config) in known for other in reported)
     return rates, len(reported) - rates
 

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from resformer.files import write_json_atomically, write_text_atomically
 from resformer.study import figures, svg
 from resformer.study.document import COSTS, Document, study_document
-from resformer.study.markdown import markdown
+from resformer.study.markdown import coverage, markdown
 from resformer.study.tables import cost, entry, failed, indexed, main_rows, p_value, shown
 from resformer.study.words import counted, number
 
@@ -48,7 +48,7 @@ def html(document: Document) -> str:
     filters = {"breakable": breakable, "aside": aside, "number": number, "shown": shown, "entry": entry}
     environment.filters |= filters | {"cost": cost, "failed": failed, "p_value": p_value}
     environment.globals |= {"figures": figures, "svg": svg, "cost_names": COSTS, "palette": palette}
-    environment.globals |= {"indexed": indexed, "main_rows": main_rows, "counted": counted}
+    environment.globals |= {"indexed": indexed, "main_rows": main_rows, "counted": counted, "coverage": coverage}
     template = files("resformer.study").joinpath("report.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         report=document,

@@ -14,7 +14,8 @@ from typing import Any
 from resformer.data.tasks import TASKS
 from resformer.spelling import parse_scheme
 from resformer.study.failures import Rate, failure_rate
-from resformer.study.plan import BASELINES, PLACES, STATIC, arm
+from resformer.study.identity import PLACES
+from resformer.study.plan import BASELINES, STATIC, arm
 from resformer.study.results import Result
 from resformer.study.stats import Estimate, estimate, paired_difference
 
@@ -248,7 +249,7 @@ def split(
         keys = [key for key in varying(runs) if not _tied(key, runs)]
         groups: dict[tuple[Any, ...], list[Result]] = {}
         for run in runs:
-            groups.setdefault(tuple(run.config.get(key) for key in keys), []).append(run)
+            groups.setdefault(tuple(_value(run, key) for key in keys), []).append(run)
         for values in sorted(groups, key=lambda values: [(value is None, str(value)) for value in values]):
             own = tuple(groups[values])
             names = _order(schemes, (arm(run.config) for run in own))
@@ -282,4 +283,10 @@ def _tied(key: str, runs: Sequence[Result]) -> bool:
 
 
 def _values(key: str, runs: Sequence[Result]) -> set[str]:
-    return {json.dumps(run.config.get(key), sort_keys=True) for run in runs}
+    return {json.dumps(_value(run, key), sort_keys=True) for run in runs}
+
+
+def _value(run: Result, key: str) -> Any:
+    """Of a config; of the encoder that a run starts from, of which each cell has its own, only that there is one."""
+    value = run.config.get(key)
+    return "pre-trained" if key == "encoder" and value is not None else value
