@@ -86,7 +86,7 @@ def loss_at(run: Result, fraction: float, setting: Setting) -> float | None:
         return None
     window = curve[0][0]
     end, loss = min(curve, key=lambda point: abs(point[0] - step))
-    return loss if abs(end - step) <= window else None
+    return loss if abs(end - step) <= window / 2 else None
 
 
 def _mean_at(runs: Sequence[Result], fraction: float, setting: Setting) -> Estimate | None:
