@@ -61,7 +61,7 @@ def test_the_first_screen_says_which_scheme_to_what_depth_and_how_sure(written):
     assert "No scheme is shown to beat every control (static_mix; pre_ln, wider ffn) on any setting" in header
     assert (
         "Of 18 declared comparisons with pre_ln by score none shows a difference after Holm's correction; "
-        "3 of the 17 that could be tested have an interval of its own that excludes zero."
+        "3 of the 17 that could be tested have intervals of their own that exclude zero."
     ) in header
     assert "Seeds a cell: 0 to 3." in header
     table = page.texts("table")[0]
@@ -390,7 +390,10 @@ def test_what_is_unequal_is_a_caveat(tmp_path):
 
     deep = study(("pre_ln", "rezero"), (8,), settings=Settings(width=32, steps=50, warmup=0.0))
     path = write_study(tmp_path / "runs", study(("pre_ln", "rezero"), (2,)), deep, outcome=outcome)
-    caveats = study_document(path)["caveats"]
+    document = study_document(path)
+    caveats = document["caveats"]
+    assert [test["unequal"] for test in document["settings"][0]["comparisons"] if test["primary"]] == [0, 1]
+    assert "; 1 pair unequal, see caveats" in told(path)
     for words in (
         "1 run had to take batches in smaller pieces, for want of memory: pairs with it are not quite equal.",
         "Arms of a depth differ in parameters by up to 20% (at depth 8)",

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from resformer.study.comparisons import mean_of
+from resformer.study.comparisons import HALVED, mean_of
 from resformer.study.rates import Grid
 from resformer.study.reading import Reading
 from resformer.study.stats import FEWEST
 from resformer.study.summary import Setting, outcome, tied
 from resformer.study.words import counted, joined, number
 
-HALVED = "micro_batch_halved"  # the flag of a run that needed smaller pieces of a batch than others
 NAMED = 6  # cells that a caveat names before it only counts
 
 

@@ -11,6 +11,7 @@ from resformer.study.stats import FEWEST, Estimate, comparison, detectable, esti
 from resformer.study.summary import SIGN, Cell, Setting
 
 LEVEL = 0.05
+HALVED = "micro_batch_halved"  # the flag of a run that had to take its batches in smaller pieces, for want of memory
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Comparison:
     primary: bool  # by the endpoint that the study declared
     gap: Estimate | None  # None: no seed has both
     p: float | None  # of the paired t test; None where there is none
+    unequal: int  # pairs of which a run had to take its batches in smaller pieces
     adjusted: float | None  # Holm's over the declared endpoint's tests, Benjamini and Hochberg's over the others
 
     @property
@@ -80,10 +82,20 @@ def compare(settings: Sequence[Setting], declared: str) -> list[Comparison]:
         p_values = [gap.p_value if gap else None for *_, gap in tests]
         adjusted = (holm if endpoint == declared else benjamini_hochberg)(p_values)
         found += [
-            Comparison(*test[:3], endpoint, endpoint == declared, test[3], p, q)
+            Comparison(
+                *test[:3], endpoint, endpoint == declared, test[3], p, _unequal(settings[test[0]], *test[1:3]), q
+            )
             for test, p, q in zip(tests, p_values, adjusted, strict=True)
         ]
     return found
+
+
+def _unequal(setting: Setting, arm: str, depth: int) -> int:
+    """The pairs with the baseline that are not quite equal, since memory did not hold the batches of a run."""
+    cells = [setting.cells[name, depth] for name in (arm, str(setting.baseline))]
+    both = set.intersection(*({run.config["seed"] for run in cell.finished} for cell in cells))
+    halved = {run.config["seed"] for cell in cells for run in cell.finished if HALVED in run.flags}
+    return len(both & halved)
 
 
 def interactions(setting: Setting, endpoint: str) -> list[Interaction]:

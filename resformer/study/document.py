@@ -15,7 +15,7 @@ known is null.
                             learning_rates [rate], token_cosine [value of a seed], gradient_norms [median of a layer],
                             cost {name: mean}}]
                 comparisons [{arm, depth, endpoint, primary, gap estimate, detectable, p, adjusted, stars, verdict,
-                            sentence}]    arm - baseline; adjusted: Holm's where primary, else Benjamini-Hochberg's
+                            unequal, sentence}]    arm - baseline; adjusted: Holm's where primary, else Benjamini-Hochberg's
                 interactions [{arm, slope estimate, resolved_from, found}]
                 learning_rates [{arm, depth, values {rate: score, or loss, on the slice}, diverged [rate], chosen,
                             edge, best, drop, at_edge, complete}]
@@ -213,7 +213,7 @@ def _by_layer(norms: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _comparison(test: Comparison) -> Document:
-    own = {name: getattr(test, name) for name in ("arm", "depth", "endpoint", "primary", "p", "adjusted")}
+    own = {name: getattr(test, name) for name in ("arm", "depth", "endpoint", "primary", "p", "adjusted", "unequal")}
     more = {name: getattr(test, name) for name in ("detectable", "stars", "verdict", "sentence")}
     return own | {"gap": _estimate(test.gap)} | more
 

@@ -225,11 +225,10 @@ def _curves(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
                 alpha = 0.3 if len(own) > 1 else 1.0
                 axes.plot(steps, losses, color=look.color, linewidth=0.8, alpha=alpha)
                 if curve["status"] == "diverged":
-                    axes.plot(steps[-1], min(losses[-1], top), "x", color=look.color, markersize=7)
+                    axes.plot(steps[-1], min(losses[-1], top), "x", color=look.color, markersize=7, clip_on=False)
             if not own:
                 continue
-            shared = sorted(set.intersection(*({step for step, _ in c["points"]} for c in own)))
-            middle = [np.median([dict(map(tuple, c["points"]))[step] for c in own]) for step in shared]
+            shared, middle = _median(own)
             axes.plot(shared, middle, color=look.color, linestyle=look.dash, linewidth=1.4)
             axes.plot(shared[-1:], middle[-1:], look.marker, color=look.color, markersize=4)
         if guess is not None:
@@ -239,6 +238,17 @@ def _curves(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
         axes.set_xlabel("step")
 
     return [(depth, partial(draw, depth=depth)) for depth in sorted({curve["depth"] for curve in curves})]
+
+
+def _median(curves: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Of the seeds of a cell, by step; one that diverged is above all others from then on."""
+    runs = [dict(map(tuple, curve["points"])) for curve in curves]
+    steps = sorted(set().union(*runs))
+    last = [np.inf if curve["status"] == "diverged" else np.nan for curve in curves]
+    table = np.array([[run.get(step, lost) for step in steps] for run, lost in zip(runs, last, strict=True)])
+    middle = np.median(table, axis=0)
+    drawn = [(step, float(value)) for step, value in zip(steps, middle, strict=True) if np.isfinite(value)]
+    return [step for step, _ in drawn], [value for _, value in drawn]
 
 
 def _rates(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:

@@ -256,8 +256,8 @@ def against_baseline(comparisons: Sequence[Comparison], settings: Sequence[Setti
             )
             parts.append(f"{name} is {verdict} at {at}")
     excluded = sum(bool(test.gap and test.gap.excludes(0)) for test in tests)
-    alone = f"{excluded} of the {made} that could be tested {'has' if excluded == 1 else 'have'} an interval of its own"
-    alone += " that excludes zero"
+    own = "has an interval of its own" if excluded == 1 else "have intervals of their own"
+    alone = f"{excluded} of the {made} that could be tested {own} that {verb('exclude', 'x' * excluded)} zero"
     if not parts:
         return f"{what} none shows a difference after Holm's correction; {alone}."
     return f"{what}, after Holm's correction: {'; '.join(parts)}; the others show no difference ({alone})."

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resformer.study.document import COSTS, Document
-from resformer.study.tables import cost, failed, indexed, main_rows, p_value, shown
+from resformer.study.tables import cost, failed, indexed, main_rows, p_value, sentence, shown
 from resformer.study.words import number
 
 
@@ -85,7 +85,7 @@ def _setting(setting: Document, document: Document) -> list[str]:
             [
                 named(row["arm"]), row["depth"], shown(row["cell"][endpoint]),
                 shown(row["primary"]["gap"], sign=True) if row["primary"] else "",
-                row["primary"]["sentence"] if row["primary"] else "the baseline", p_value(row["primary"]),
+                sentence(row["primary"]), p_value(row["primary"]),
                 failed(row["cell"]["failures"]), shown(row["cell"][other]),
                 shown(row["other"]["gap"], sign=True) if row["other"] else "", p_value(row["other"]),
             ]

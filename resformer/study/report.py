@@ -14,7 +14,7 @@ from resformer.files import write_json_atomically, write_text_atomically
 from resformer.study import figures, svg
 from resformer.study.document import COSTS, Document, study_document
 from resformer.study.markdown import coverage, markdown
-from resformer.study.tables import cost, entry, failed, indexed, main_rows, p_value, shown
+from resformer.study.tables import cost, entry, failed, indexed, main_rows, p_value, sentence, shown
 from resformer.study.words import counted, number
 
 
@@ -46,7 +46,7 @@ def html(document: Document) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     filters = {"breakable": breakable, "aside": aside, "number": number, "shown": shown, "entry": entry}
-    environment.filters |= filters | {"cost": cost, "failed": failed, "p_value": p_value}
+    environment.filters |= filters | {"cost": cost, "failed": failed, "p_value": p_value, "sentence": sentence}
     environment.globals |= {"figures": figures, "svg": svg, "cost_names": COSTS, "palette": palette}
     environment.globals |= {"indexed": indexed, "main_rows": main_rows, "counted": counted, "coverage": coverage}
     template = files("resformer.study").joinpath("report.html").read_text(encoding="utf-8")

@@ -149,7 +149,7 @@ def strip(values: Sequence[float], low: float, high: float) -> str:
         for i, value in enumerate(values)
         if value > 0
     ]
-    box = f'viewBox="0 0 {max(len(values), 1)} 1" preserveAspectRatio="none"'
+    box = f'viewBox="0 0 {max(len(values), 1)} 1" preserveAspectRatio="none" shape-rendering="crispEdges"'
     return f'<svg class="strip" {box} aria-hidden="true">{"".join(cells)}</svg>'
 
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from resformer.study.words import MINUS, signed
+from resformer.study.words import MINUS, counted, signed
 
 Record = dict[str, Any]
 
@@ -27,6 +27,14 @@ def main_rows(setting: Record) -> Iterator[Record]:
             if cells[arm, depth]["finished"]:
                 tests = {"primary": primary.get((arm, depth)), "other": other.get((arm, depth))}
                 yield {"arm": arm, "depth": depth, "cell": cells[arm, depth], **tests}
+
+
+def sentence(test: Record | None) -> str:
+    """A comparison in words, with the pairs that are not quite equal."""
+    if test is None:
+        return "the baseline"
+    unequal = f"; {counted(test['unequal'], 'pair')} unequal, see caveats" if test["unequal"] else ""
+    return test["sentence"] + unequal
 
 
 def shown(value: Record | None, sign: bool = False) -> str:
