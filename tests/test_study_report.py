@@ -162,7 +162,7 @@ def test_the_files_beside_the_page(written):
     }  # fmt: skip
     text = (folder / "report.md").read_text("utf-8")
     assert {f"({name})" for name in drawn} <= set(re.findall(r"\([a-z_]+\.svg\)", text))
-    assert ">static_mix</text>" in (folder / "report.svg").read_text("utf-8")
+    assert ">static_mix (control)</text>" in (folder / "report.svg").read_text("utf-8")
     with open(folder / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 72

@@ -31,33 +31,31 @@ known is null.
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from resformer.files import finite
-from resformer.study import findings
+from resformer.study import findings, sureness
 from resformer.study.across import across
 from resformer.study.aggregate import FEWEST_FOR_BOOTSTRAP, Aggregate
 from resformer.study.caveats import caveats
-from resformer.study.comparisons import Comparison, compare, interactions, mean_of
+from resformer.study.comparisons import Comparison, compare, interactions
 from resformer.study.coverage import coverage_sentence
 from resformer.study.plan import arm
 from resformer.study.rates import Grid, grids
 from resformer.study.reading import Reading, read_runs
+from resformer.study.records import (
+    cell_record,
+    comparison_record,
+    estimate_record,
+    failure_records,
+    grid_record,
+    row,
+)
 from resformer.study.results import Result
 from resformer.study.speed import FRACTIONS, speeds, target
-from resformer.study.stats import Estimate
-from resformer.study.summary import Cell, Setting, outcome, split
+from resformer.study.summary import Setting, split
 
 VERSION = 1
-COSTS = {
-    "parameters": "parameters",
-    "scheme_parameters": "of the scheme",
-    "flops": "FLOPs",
-    "seconds": "seconds",
-    "examples_per_second": "examples/s",
-    "peak_memory_mb": "peak MiB",
-}
 Document = dict[str, Any]
 
 
@@ -93,30 +91,10 @@ def study_document(output: Path) -> Document:
 
 def _claims(settings: Sequence[Setting], comparisons: Sequence[Comparison], endpoint: str) -> Iterator[str]:
     if len(settings) > 1:
-        yield findings.controls_overview(settings, endpoint)
-    yield findings.against_baseline(comparisons, settings)
+        yield sureness.controls_overview(settings, endpoint)
+    yield sureness.against_baseline(comparisons, settings)
     if len(settings) > 1:
-        yield findings.seeds(settings)
-
-
-def row(run: Result, setting: Setting) -> dict[str, Any]:
-    """A run as a flat row of results.csv."""
-    known = setting.chance.threshold is not None and run.finished
-    return {
-        "run": run.directory.name,
-        "arm": arm(run.config),
-        **run.config,
-        "status": run.status,
-        "learned": outcome(run, setting.chance.threshold) == "learned" if known else None,
-        "score": run.score,
-        "train_loss": run.train_loss,
-        "flags": " ".join(run.flags),
-        **{f"metric_{name}": value for name, value in run.metrics.items()},
-        "token_cosine": run.diagnostics.get("token_cosine"),
-        **{name: run.cost.get(name) for name in COSTS},
-        "git": run.provenance.get("git"),
-        "error": run.error or run.problem,
-    }
+        yield sureness.seeds(settings)
 
 
 def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequence[Comparison]) -> Document:
@@ -130,7 +108,7 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
         "differs": setting.differs,
         "where": findings.where(setting),
         "claims": findings.claims(setting, endpoint),
-        "certainty": findings.certainty(setting, endpoint),
+        "certainty": sureness.certainty(setting, endpoint),
         "definition": findings.definition(setting),
         "collapse": findings.collapse(setting),
         "baseline": setting.baseline,
@@ -138,13 +116,15 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
         "arms": arms,
         "guess": {**asdict(setting.chance), "threshold": setting.chance.threshold},
         "reach": [{"arm": name, "depth": depth, "words": words} for name, (depth, words) in reach.items()],
-        "cells": [_cell(cell) for cell in (setting.cells[name, depth] for name in arms for depth in setting.depths)],
-        "comparisons": [_comparison(test) for test in tests],
+        "cells": [
+            cell_record(cell) for cell in (setting.cells[name, depth] for name in arms for depth in setting.depths)
+        ],
+        "comparisons": [comparison_record(test) for test in tests],
         "interactions": [
-            {"arm": i.arm, "slope": _estimate(i.slope), "resolved_from": i.resolved_from, "found": i.found}
+            {"arm": i.arm, "slope": estimate_record(i.slope), "resolved_from": i.resolved_from, "found": i.found}
             for i in interactions(setting, endpoint)
         ],
-        "learning_rates": [_grid(grid) for grid in tried],
+        "learning_rates": [grid_record(grid) for grid in tried],
         "speed": {
             "target": goal and goal.loss,
             "words": goal and goal.words,
@@ -153,7 +133,7 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
                 {
                     "arm": speed.cell.arm,
                     "depth": speed.cell.depth,
-                    "at": [_estimate(value) for value in speed.at],
+                    "at": [estimate_record(value) for value in speed.at],
                     "median": speed.median,
                     "reached": speed.reached,
                     "n": len(speed.runs),
@@ -172,91 +152,9 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
             for run in setting.finished
             if run.loss_curve
         ],
-        "failures": [failure for cell in setting.cells.values() for failure in _failures(cell)],
+        "failures": [failure for cell in setting.cells.values() for failure in failure_records(cell)],
         "runs": [row(run, setting) for run in setting.runs],
     }
-
-
-def _cell(cell: Cell) -> Document:
-    failures = cell.failures
-    cosines = [run.diagnostics.get("token_cosine") for run in cell.finished]
-    return {
-        "arm": cell.arm,
-        "depth": cell.depth,
-        "state": cell.state,
-        "verdict": cell.verdict,
-        "planned": len(cell.runs),
-        "finished": len(cell.finished),
-        "score": _estimate(cell.estimate("score")),
-        "train_loss": _estimate(cell.estimate("train_loss")),
-        "seeds": [
-            {
-                "seed": run.config["seed"],
-                "status": run.status,
-                "score": cell.values("score").get(run.config["seed"]),
-                "train_loss": cell.values("train_loss").get(run.config["seed"]),
-            }
-            for run in cell.finished
-        ],
-        "failures": failures and asdict(failures),
-        "learning_rates": sorted({r.config["learning_rate"] for r in cell.runs if r.config["learning_rate"]}),
-        "token_cosine": [value for value in cosines if value is not None],
-        "gradient_norms": _by_layer([run.diagnostics.get("gradient_norms") or [] for run in cell.finished]),
-        "cost": {name: mean_of([cell], name) for name in COSTS} if cell.finished else None,
-    }
-
-
-def _by_layer(norms: Sequence[Sequence[float]]) -> list[float]:
-    """The median over seeds; empty where they differ in length."""
-    known = [own for own in norms if own]
-    return [median(layer) for layer in zip(*known, strict=True)] if len({len(own) for own in known}) == 1 else []
-
-
-def _comparison(test: Comparison) -> Document:
-    own = {name: getattr(test, name) for name in ("arm", "depth", "endpoint", "primary", "p", "adjusted", "unequal")}
-    more = {name: getattr(test, name) for name in ("detectable", "stars", "verdict", "sentence")}
-    return own | {"gap": _estimate(test.gap)} | more
-
-
-def _grid(grid: Grid) -> Document:
-    found, choice = grid.sensitivity, grid.choice
-    return {
-        "arm": grid.arm,
-        "depth": grid.depth,
-        "values": {str(rate): value for rate, value in grid.values.items()},
-        "diverged": grid.diverged,
-        "chosen": choice.rate,
-        "edge": choice.edge,
-        "complete": choice.complete,
-        "best": found and found.best,
-        "drop": found and found.drop,
-        "at_edge": found and found.at_edge,
-    }
-
-
-def _failures(cell: Cell) -> Iterator[Document]:
-    """Every run that did not learn, by reason. Runs that are merely not finished are not among them."""
-
-    def failure(what: str, detail: str, runs: Sequence[Result]) -> Document:
-        named = [{"id": run.directory.name, "traceback": run.traceback} for run in runs]
-        return {"arm": cell.arm, "depth": cell.depth, "what": what, "detail": detail, "runs": named}
-
-    for kind in ("chance", "worse"):
-        runs = [run for run, ended in zip(cell.finished, cell.outcomes, strict=True) if ended == kind]
-        losses = [run.train_loss for run in runs if run.train_loss is not None]
-        if losses:
-            low, high = f"{min(losses):.3f}", f"{max(losses):.3f}"
-            spread = low if low == high else f"{low} to {high}"
-            yield failure(findings.FAILED[kind], f"final training loss {spread}", runs)
-    for run in cell.runs:
-        seed = run.config["seed"]
-        if run.status == "diverged":
-            last = f"; last step logged {run.loss_curve[-1][0]:.0f}" if run.loss_curve else ""
-            yield failure("diverged", f"loss not finite, seed {seed}{last}", [run])
-        elif run.status == "failed":
-            yield failure("error", f"{run.error} (seed {seed})", [run])
-        elif run.problem:
-            yield failure("not counted", f"{run.problem} (seed {seed})", [run])
 
 
 def _coverage(reading: Reading) -> Document:
@@ -343,9 +241,3 @@ def _values(entries: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
             if value not in found.setdefault(key, []):
                 found[key].append(value)
     return found
-
-
-def _estimate(value: Estimate | None) -> Document | None:
-    if value is None:
-        return None
-    return {"mean": value.mean, "n": value.n, "sd": value.sd, "low": value.low, "high": value.high}

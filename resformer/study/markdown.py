@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from resformer.study.document import COSTS, Document
+from resformer.study.document import Document
+from resformer.study.records import COSTS
 from resformer.study.tables import cost, failed, indexed, main_rows, p_value, sentence, shown
 from resformer.study.words import number
 

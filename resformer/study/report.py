@@ -12,8 +12,9 @@ from markupsafe import Markup, escape
 
 from resformer.files import write_json_atomically, write_text_atomically
 from resformer.study import figures, svg
-from resformer.study.document import COSTS, Document, study_document
+from resformer.study.document import Document, study_document
 from resformer.study.markdown import coverage, markdown
+from resformer.study.records import COSTS
 from resformer.study.tables import cost, entry, failed, indexed, main_rows, p_value, sentence, shown
 from resformer.study.words import counted, number
 

@@ -60,6 +60,7 @@ class Style:
     color: str
     marker: str
     dash: Any
+    control: bool = False
 
 
 Styles = dict[str, Style]
@@ -72,7 +73,7 @@ def styles(arms: Sequence[dict[str, Any]]) -> Styles:
     The cycles of the others differ in length, so that no two look the same.
     """
     looks = zip(cycle(SERIES), cycle(MARKERS), cycle(DASHES), strict=False)
-    greys = zip(cycle([GREY]), cycle("XPd*"), cycle([DOTTED]), strict=False)
+    greys = zip(cycle([GREY]), cycle("XPd*"), cycle([DOTTED]), cycle([True]), strict=False)
     return {
         arm["name"]: Style(INK, "o", "-") if arm["baseline"] else Style(*next(greys if arm["control"] else looks))
         for arm in arms
@@ -116,7 +117,7 @@ def panel(draw: Draw, name: str, salt: str, size: tuple[int, int]) -> str:
 
 
 def sheet(rows: Sequence[Sequence[tuple[str, Draw] | None]], looks: Styles, size: tuple[int, int]) -> str:
-    """A file of its own: drawings with their titles in rows, each so many pixels, under one legend."""
+    """A file of its own: drawings with their titles in rows, each so many pixels, under one legend by arm."""
     across = 4 if max(map(len, looks), default=0) > 16 else 6
     columns = max(map(len, rows))
     across = max(1, min(across, columns * size[0] // 170))
@@ -133,7 +134,14 @@ def sheet(rows: Sequence[Sequence[tuple[str, Draw] | None]], looks: Styles, size
                     entry[1](axes)
                     axes.set_title(_literal(entry[0]), loc="left")
         handles = [
-            Line2D([], [], color=look.color, marker=look.marker, linestyle=look.dash, label=_literal(name))
+            Line2D(
+                [],
+                [],
+                color=look.color,
+                marker=look.marker,
+                linestyle=look.dash,
+                label=_literal(f"{name} (control)" if look.control else name),
+            )
             for name, look in looks.items()
         ]
         figure.legend(handles=handles, loc="outside upper left", ncols=across, handlelength=3)
