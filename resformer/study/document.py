@@ -15,7 +15,7 @@ known is null.
                             learning_rates [rate], token_cosine [value of a seed], gradient_norms [median of a layer],
                             cost {name: mean}}]
                 comparisons [{arm, depth, endpoint, primary, gap estimate, detectable, p, adjusted, stars, verdict,
-                            unequal, sentence}]    arm - baseline; adjusted: Holm's where primary, else Benjamini-Hochberg's
+                            unequal, sentence}]    arm - baseline; adjusted: Holm's where primary, else BH
                 interactions [{arm, slope estimate, resolved_from, found}]
                 learning_rates [{arm, depth, values {rate: score, or loss, on the slice}, diverged [rate], chosen,
                             edge, best, drop, at_edge, complete}]
@@ -116,9 +116,7 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
         "arms": arms,
         "guess": {**asdict(setting.chance), "threshold": setting.chance.threshold},
         "reach": [{"arm": name, "depth": depth, "words": words} for name, (depth, words) in reach.items()],
-        "cells": [
-            cell_record(cell) for cell in (setting.cells[name, depth] for name in arms for depth in setting.depths)
-        ],
+        "cells": [cell_record(setting.cells[name, depth]) for name in arms for depth in setting.depths],
         "comparisons": [comparison_record(test) for test in tests],
         "interactions": [
             {"arm": i.arm, "slope": estimate_record(i.slope), "resolved_from": i.resolved_from, "found": i.found}

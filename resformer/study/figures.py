@@ -15,7 +15,6 @@ from resformer.study.drawings import (
     curves,
     gradients,
     guess_of,
-    heat,
     over_depth,
     rates,
     seeds_of,
@@ -26,7 +25,6 @@ from resformer.study.svg import Draw, Styles, panel, sheet
 WIDTH, HEIGHT = 348, 250  # of a panel, in CSS pixels
 SMALL = (270, 200)
 NAMES = {"score": "Score", "train_loss": "Training loss at the end"}
-__all__ = ["Panel", "cosine_panel", "cost_panels", "curve_panels", "endpoint_panel", "heat", "rate_panels", "sheets"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from resformer.files import write_json_atomically, write_text_atomically
-from resformer.study import figures, svg
+from resformer.study import drawings, figures, svg
 from resformer.study.document import Document, study_document
 from resformer.study.markdown import coverage, markdown
 from resformer.study.records import COSTS
@@ -48,7 +48,13 @@ def html(document: Document) -> str:
     )
     filters = {"breakable": breakable, "aside": aside, "number": number, "shown": shown, "entry": entry}
     environment.filters |= filters | {"cost": cost, "failed": failed, "p_value": p_value, "sentence": sentence}
-    environment.globals |= {"figures": figures, "svg": svg, "cost_names": COSTS, "palette": palette}
+    environment.globals |= {
+        "figures": figures,
+        "drawings": drawings,
+        "svg": svg,
+        "cost_names": COSTS,
+        "palette": palette,
+    }
     environment.globals |= {"indexed": indexed, "main_rows": main_rows, "counted": counted, "coverage": coverage}
     template = files("resformer.study").joinpath("report.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(

@@ -73,11 +73,14 @@ def styles(arms: Sequence[dict[str, Any]]) -> Styles:
     The cycles of the others differ in length, so that no two look the same.
     """
     looks = zip(cycle(SERIES), cycle(MARKERS), cycle(DASHES), strict=False)
-    greys = zip(cycle([GREY]), cycle("XPd*"), cycle([DOTTED]), cycle([True]), strict=False)
-    return {
-        arm["name"]: Style(INK, "o", "-") if arm["baseline"] else Style(*next(greys if arm["control"] else looks))
-        for arm in arms
-    }
+    greys = cycle("XPd*")
+
+    def style(arm: dict[str, Any]) -> Style:
+        if arm["baseline"]:
+            return Style(INK, "o", "-")
+        return Style(GREY, next(greys), DOTTED, control=True) if arm["control"] else Style(*next(looks))
+
+    return {arm["name"]: style(arm) for arm in arms}
 
 
 @cache
@@ -134,14 +137,7 @@ def sheet(rows: Sequence[Sequence[tuple[str, Draw] | None]], looks: Styles, size
                     entry[1](axes)
                     axes.set_title(_literal(entry[0]), loc="left")
         handles = [
-            Line2D(
-                [],
-                [],
-                color=look.color,
-                marker=look.marker,
-                linestyle=look.dash,
-                label=_literal(f"{name} (control)" if look.control else name),
-            )
+            Line2D([], [], color=look.color, marker=look.marker, linestyle=look.dash, label=_label(name, look))
             for name, look in looks.items()
         ]
         figure.legend(handles=handles, loc="outside upper left", ncols=across, handlelength=3)
@@ -186,6 +182,10 @@ def _text(figure: Figure) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", text.getvalue(), flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # matplotlib's own, the same in every figure
     return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: system-ui, sans-serif", svg)
+
+
+def _label(arm: str, look: Style) -> str:
+    return _literal(f"{arm} (control)" if look.control else arm)
 
 
 def _literal(text: str) -> str:
