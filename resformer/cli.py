@@ -388,15 +388,21 @@ def compare(
 @app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="Folder of the study.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the report. [default: that of the study]")] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
-    """Write the report of a study, finished or not: report.html, report.md, results.csv."""
-    from resformer.study.report import write_report
+    """Write the report of a study, finished or not: a page, Markdown, tables, figures and report.json."""
+    from resformer.study.document import study_document
+    from resformer.study.report import nothing_finished, write
 
-    path = write_report(study)
+    document = study_document(study)
+    path = write(document, out or study)
     typer.echo(f"report: {path}")
     if open_:
         typer.launch(path.resolve().as_uri())
+    if problem := nothing_finished(document):
+        typer.echo(f"resformer: {problem}", err=True)
+        raise typer.Exit(1)
 
 
 @studies.command("status")

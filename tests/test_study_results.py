@@ -8,7 +8,8 @@ import pytest
 from resformer.study.plan import Run, Study
 from resformer.study.results import finished, open_study, read_results, read_study, write_json_atomically
 
-STUDY = Study(("plain", "pre_ln"), (2, 8), ("sentiment",))
+STUDY = Study(("plain", "pre_ln"), (2, 8), ("sentiment",), 1, (1e-3,), controls=False)
+RUNS = STUDY.runs({})
 OK = {"version": 1, "status": "ok", "score": 0.75, "train_loss": 0.5, "flags": ["x"], "metrics": {"accuracy": 0.75},
       "loss_curve": [[25, 0.6]], "diagnostics": {"token_cosine": 0.9}, "cost": {"seconds": 1.0},
       "provenance": {"torch": "2"}}  # fmt: skip
@@ -18,7 +19,7 @@ OK = {"version": 1, "status": "ok", "score": 0.75, "train_loss": 0.5, "flags": [
 def output(tmp_path):
     """A study of four runs, none of which has been carried out."""
     open_study(tmp_path / "out", STUDY, "resformer compare")
-    for run in STUDY.runs():
+    for run in RUNS:
         directory(tmp_path / "out", run).mkdir(parents=True)
         write_json_atomically(directory(tmp_path / "out", run) / "config.json", run.config)
     return tmp_path / "out"
@@ -35,7 +36,7 @@ def put(output, run: Run, **changes):
 
 
 def test_runs_are_read_finished_diverged_failed_and_unfinished(output):
-    ok, diverged, failed, unfinished = STUDY.runs()
+    ok, diverged, failed, unfinished = RUNS
     put(output, ok)
     put(output, diverged, status="diverged", score=None)
     error = {"config": failed.config, "error": "ValueError: no", "traceback": "Traceback ..."}
@@ -44,8 +45,8 @@ def test_runs_are_read_finished_diverged_failed_and_unfinished(output):
     assert {name: result.status for name, result in found.items()} == {
         ok.id: "ok", diverged.id: "diverged", failed.id: "failed", unfinished.id: "unfinished",
     }  # fmt: skip
-    assert all(found[run.id].config == run.config for run in STUDY.runs())
-    assert [found[run.id].finished for run in STUDY.runs()] == [True, True, False, False]
+    assert all(found[run.id].config == run.config for run in RUNS)
+    assert [found[run.id].finished for run in RUNS] == [True, True, False, False]
     payload = {name: getattr(found[ok.id], name) for name in OK if name != "version"}
     assert payload == {name: value for name, value in OK.items() if name != "version"}
     assert found[diverged.id].score is None
@@ -68,7 +69,7 @@ def test_runs_are_read_finished_diverged_failed_and_unfinished(output):
     ],
 )
 def test_a_damaged_result_is_reported_and_never_counted(output, damage, says):
-    run = STUDY.runs()[0]
+    run = RUNS[0]
     path = put(output, run)
     assert finished(path.parent)
     path.write_text(damage(path.read_text()), encoding="latin-1")
@@ -86,7 +87,7 @@ def test_a_folder_without_a_configuration_is_left_out_with_a_warning(output):
 
 
 def test_a_result_speaks_for_itself_where_the_configuration_is_lost(output):
-    run = STUDY.runs()[0]
+    run = RUNS[0]
     (put(output, run).parent / "config.json").write_text("{")
     assert [result.config for result in read_results(output) if result.finished] == [run.config]
 
@@ -97,7 +98,7 @@ def test_a_folder_accumulates_studies_and_their_commands(output):
     entries = read_study(output)
     assert [entry["command"] for entry in entries] == ["resformer compare", "resformer compare --depths 32"]
     assert [entry["study"]["depths"] for entry in entries] == [[2, 8], [32]]
-    assert entries[0]["study"]["settings"]["width"] == 32
+    assert entries[0]["study"]["settings"]["width"] == 128
     assert entries[0]["provenance"]["python"]
     assert entries[0]["started"].endswith("Z")
 
