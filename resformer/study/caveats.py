@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from resformer.study.comparisons import HALVED, mean_of
+from resformer.study.comparisons import mean_of
+from resformer.study.findings import title
 from resformer.study.rates import Grid
 from resformer.study.reading import Reading
+from resformer.study.results import HALVED
 from resformer.study.stats import FEWEST
 from resformer.study.summary import Setting, outcome, tied
 from resformer.study.words import counted, joined, number
@@ -16,7 +18,7 @@ def caveats(settings: Sequence[Setting], reading: Reading, tried: Sequence[Seque
     """All that hold, the gravest first. `tried`: the grids of learning rates of each setting."""
     if not any(run.finished for run in reading.runs):
         return ["No run has finished: there is nothing to conclude yet."]
-    parts = (_seeds(settings), _coverage(reading), _breadth(settings, reading), _rates(tried),
+    parts = (_seeds(settings), _coverage(reading), _breadth(settings, reading), _rates(settings, tried),
              _failures(settings, reading), _fairness(settings, reading), _provenance(reading))  # fmt: skip
     return [text for part in parts for text in part]
 
@@ -79,31 +81,35 @@ def _breadth(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
         yield f"{key} differs between depths: a change with depth can come from it."
 
 
-def _rates(tried: Sequence[Sequence[Grid]]) -> Iterator[str]:
-    grids = [grid for own in tried for grid in own]
-    if not grids:
+def _rates(settings: Sequence[Setting], tried: Sequence[Sequence[Grid]]) -> Iterator[str]:
+    several = len(settings) > 1
+    named = [
+        (grid, f"{grid.arm} at depth {grid.depth}" + f" on {title(setting)}" * several)
+        for setting, own in zip(settings, tried, strict=True)
+        for grid in own
+    ]
+    if not named:
         return
     yield (
         "Learning rates were chosen on one tuning run each, on a slice of the training data: another seed could have "
         "chosen others."
     )
     for edge in ("smallest", "largest"):
-        cells = [grid for grid in grids if grid.choice.edge == edge]
+        cells = [name for grid, name in named if grid.choice.edge == edge]
         if cells:
             yield (
-                f"The chosen learning rate is the {edge} of its grid in {counted(len(cells), 'cell')} of {len(grids)} "
-                f"({_cells(cells)}): a better one may lie beyond."
+                f"The chosen learning rate is the {edge} of its grid in {counted(len(cells), 'cell')} of {len(named)} "
+                f"({_some(cells)}): a better one may lie beyond."
             )
-    lost = [grid for grid in grids if grid.choice.complete and grid.choice.rate is None]
+    lost = [name for grid, name in named if grid.choice.complete and grid.choice.rate is None]
     if lost:
-        yield f"Every learning rate diverged in tuning, and the smallest was run, in {_cells(lost)}."
-    open_ = [grid for grid in grids if not grid.choice.complete]
+        yield f"Every learning rate diverged in tuning, and the smallest was run, in {_some(lost)}."
+    open_ = sum(not grid.choice.complete for grid, _ in named)
     if open_:
-        yield f"The learning rate is not chosen yet in {counted(len(open_), 'cell')} of {len(grids)}."
+        yield f"The learning rate is not chosen yet in {counted(open_, 'cell')} of {len(named)}."
 
 
-def _cells(grids: Sequence[Grid]) -> str:
-    names = list(dict.fromkeys(f"{grid.arm} at depth {grid.depth}" for grid in grids))
+def _some(names: Sequence[str]) -> str:
     more = len(names) - NAMED
     return joined([*names[:NAMED], *([f"{more} more"] if more > 0 else [])])
 

@@ -7,11 +7,11 @@ from itertools import combinations
 from resformer.study.interaction import resolved_from, slope_difference
 from resformer.study.multiplicity import benjamini_hochberg, holm
 from resformer.study.plan import ENDPOINTS
+from resformer.study.results import HALVED
 from resformer.study.stats import FEWEST, Estimate, comparison, detectable, estimate, stars
 from resformer.study.summary import SIGN, Cell, Setting
 
 LEVEL = 0.05
-HALVED = "micro_batch_halved"  # the flag of a run that had to take its batches in smaller pieces, for want of memory
 
 
 @dataclass(frozen=True)

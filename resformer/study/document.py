@@ -224,7 +224,7 @@ def _protocol(reading: Reading, finished: Sequence[Result]) -> Document:
     if times:
         made["finished"] = list(dict.fromkeys([times[0], times[-1]]))
     return {
-        "shared": {key: values[0] for key, values in configs.items() if len(values) == 1},
+        "shared": {key: values[0] for key, values in configs.items() if len(values) == 1 and values[0] is not None},
         "varied": {key: values for key, values in configs.items() if len(values) > 1},
         "made_with": made,
         "commands": list(dict.fromkeys(e["command"] for e in reading.entries if e.get("command"))),

@@ -57,7 +57,8 @@ def over_depth(axes: Axes, setting: Setting, looks: Styles, endpoint: str) -> No
         axes.set_ylim(0, 1.05 * max(top, guess or 0))
     elif drawn := [value for cell in setting["cells"] for value in values(cell)]:
         low, high = (end([*drawn, *([] if guess is None else [guess])]) for end in (min, max))
-        margin = 0.1 * (high - low) or 0.05  # an interval may be wider than all that was seen
+        # An interval may be wider than all that was seen; and a small step is not to look like a large one.
+        margin = max(0.1 * (high - low), 0.03 - (high - low) / 2)
         axes.set_ylim(low - margin, high + margin)
 
 

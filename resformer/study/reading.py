@@ -3,13 +3,11 @@
 A folder in which somebody kept study.json and the result.json files alone is read like the one they were made in.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resformer.study.identity import PLACES
 from resformer.study.plan import Condition, Run, Study, arm
 from resformer.study.results import Result, read_result, read_study
 from resformer.study.selection import Choice, choices, chosen
@@ -68,21 +66,8 @@ def _place(condition: Condition) -> tuple[Any, ...]:
 
 
 def _look(folder: Path, run: Run) -> Result:
-    """A run as it stands on disk. A result of some other run is not counted, wherever it lies."""
-    found = read_result(folder / run.id)
-    if found.finished and not _same(found.config, run.config):
-        return Result(found.directory, run.config, "unfinished", problem="result.json is of another run")
-    return replace(found, config=run.config)
-
-
-def _same(found: dict[str, Any], planned: dict[str, Any]) -> bool:
-    return all(key in PLACES or _equal(found.get(key), value) for key, value in planned.items())
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-12)
-    return one == other
+    """A run as it stands on disk, with the config that was planned, which one that has not started has not there."""
+    return replace(read_result(folder / run.id), config=run.config)
 
 
 def _left_out(folder: Path, shown: set[str], runs: list[Result]) -> tuple[int, int]:
