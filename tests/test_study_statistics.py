@@ -52,6 +52,22 @@ def test_the_other_endpoint_is_exploratory(document):
     assert smallest["adjusted"] == pytest.approx(9 * (1 - math.sqrt(75 / 77)), rel=1e-6)
 
 
+def test_what_was_not_planned_is_no_test(tmp_path):
+    # pre_ln went one depth further than rezero: depths 4 and 8 are compared, and resolve; 16 is not held against it
+    studies = [study(("pre_ln", "rezero"), (4, 8), 3), study(("pre_ln",), (16,), 3)]
+
+    def outcome(run):
+        gain = (0.1, 0.11, 0.12)[run.seed] if run.condition.scheme == "rezero" else 0
+        return ended(run, 0.7 + gain)
+
+    (setting,) = study_document(write_study(tmp_path / "runs", *studies, outcome=outcome))["settings"]
+    tests = [test for test in setting["comparisons"] if test["primary"]]
+    assert [test["depth"] for test in tests] == [4, 8]
+    p = tests[0]["p"]
+    assert tests[0]["adjusted"] == pytest.approx(2 * p)
+    assert setting["interactions"][0]["resolved_from"] == 4
+
+
 def test_a_run_that_diverged_counts_as_a_constant_guess_and_as_failed(document):
     cell = one(document["settings"][0]["cells"], arm="rezero", depth=24)
     assert cell["score"]["mean"] == pytest.approx((0.87 + 0.89 + 0.5) / 3)

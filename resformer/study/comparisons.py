@@ -77,7 +77,7 @@ def compare(settings: Sequence[Setting], declared: str) -> list[Comparison]:
             if setting.baseline is not None
             for arm in setting.arms
             if arm != setting.baseline
-            for depth in setting.depths
+            for depth in shared(setting, arm)
         ]
         p_values = [gap.p_value if gap else None for *_, gap in tests]
         adjusted = (holm if endpoint == declared else benjamini_hochberg)(p_values)
@@ -88,6 +88,12 @@ def compare(settings: Sequence[Setting], declared: str) -> list[Comparison]:
             for test, p, q in zip(tests, p_values, adjusted, strict=True)
         ]
     return found
+
+
+def shared(setting: Setting, arm: str) -> list[int]:
+    """The depths at which runs of an arm and of the baseline were planned."""
+    both = (arm, str(setting.baseline))
+    return [depth for depth in setting.depths if all(setting.cells[name, depth].runs for name in both)]
 
 
 def _unequal(setting: Setting, arm: str, depth: int) -> int:
@@ -109,7 +115,7 @@ def interactions(setting: Setting, endpoint: str) -> list[Interaction]:
     found = []
     for arm in setting.arms:
         if arm != setting.baseline:
-            gaps = {d: setting.difference(arm, setting.baseline, d, endpoint) for d in setting.depths}
+            gaps = {d: setting.difference(arm, setting.baseline, d, endpoint) for d in shared(setting, arm)}
             slope = slope_difference(values(arm), values(setting.baseline))
             found.append(Interaction(arm, slope, resolved_from(gaps)))
     return found
