@@ -22,8 +22,8 @@ from resformer.study.pool import Job
 from resformer.study.worker import Function, Slot, attempt, prepared, record, smaller
 
 RETRIES = 3  # of a run whose process or node died; one that raises is not tried again
-# Seconds that a run may be held by a process that is ending, since its driver was killed; and, since its node died, by a
-# disk that waits for the node to come back, as NFS does for 90.
+# Seconds that a run may still be held by a process that is ending, since its driver was killed; or, since its node
+# died, by a shared disk that waits for the node to come back, as NFS does for 90.
 PATIENCE, PATIENCE_AFTER_DEATH = 30.0, 180.0
 POLL = 10.0  # seconds after which the size of the cluster is looked at again
 
