@@ -6,8 +6,9 @@ import os
 import shlex
 import sys
 import textwrap
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -16,6 +17,7 @@ from resformer.data.source import Source
 from resformer.errors import unknown
 from resformer.options import options_of
 from resformer.study.settings import Settings as StudySettings
+from resformer.train.destination import Destination
 from resformer.train.settings import Settings
 from resformer.train.start import Start
 
@@ -29,6 +31,8 @@ app = typer.Typer(
 studies = typer.Typer(help="Look at the folder of a study, and mend it.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(studies, name="study")
 WORDS = 8192  # entries at most of a tokenizer that is made of the words of a task
+COMPILING = "torch.compile: the first steps compile the model, which can take minutes"
+WAIT = 3.0  # seconds, in which a launcher has noticed that another process failed
 # options that take several values
 LISTS = (
     "--schemes",
@@ -49,14 +53,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(spread(sys.argv[1:] if arguments is None else arguments))
     except ValueError as error:
-        typer.echo(f"resformer: {error}", err=True)
-        sys.exit(2)
+        _fail(str(error))
     except OSError as error:
-        typer.echo(f"resformer: cannot use {error.filename or 'a file'}: {error.strerror or error}", err=True)
-        sys.exit(2)
+        _fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C
             typer.echo("resformer: stopped; the same command goes on from what it has saved", err=True)
+        else:
+            _leave_group()
         raise
 
 
@@ -150,17 +154,13 @@ def tokenizer(
 @options_of(Settings, taken="settings")
 @options_of(Start, taken="start")
 @options_of(Source, taken="source")
+@options_of(Destination, taken="to")
 def finetune(
-    output: Annotated[Path, typer.Option(help="Folder for result.json, train.jsonl and the model.")],
+    to: Destination,
     source: Source,
     start: Start,
     settings: Settings,
     max_length: Annotated[int, typer.Option(help="Tokens; longer inputs are cut.")] = 128,
-    resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, try two steps, write nothing.")] = False,
-    save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
-    push_to: Annotated[str | None, typer.Option("--push-to-hub", help="OWNER/NAME on the hub. [default: no]")] = None,
     config: Config = None,
 ) -> None:
     """Fine-tune a model on a task or on files of your own, with a residual scheme patched in."""
@@ -168,15 +168,13 @@ def finetune(
 
     from resformer.data.source import load_source
     from resformer.data.tokenizer import train_tokenizer
-    from resformer.train.checks import check_folder, check_hub_name
     from resformer.train.finetune import finetune as run
     from resformer.train.finetune import finetuning
     from resformer.train.load import start_model
     from resformer.train.rehearsal import rehearse
 
     _quiet()
-    check_hub_name(push_to)
-    check_folder(output, overwrite=overwrite)
+    to.check()
     task, splits = load_source(source, say=_say)
     words = None
     if start.model is None and start.tokenizer is None:
@@ -193,25 +191,24 @@ def finetune(
         say=_say,
     )
     describe = start.described() | source.described()
-    if dry_run:
+    if settings.compile:
+        _say(COMPILING)
+    if to.dry_run:
         job = finetuning(model, tokenizer, task, splits, settings, max_length=max_length, describe=describe)
-        _show_once(rehearse(model, job, output, settings, overwrite=overwrite))
+        _show_once(rehearse(model, job, to.output, settings, overwrite=to.overwrite))
         return
     result = run(
         model,
         tokenizer,
         task,
         splits,
-        output,
+        to.output,
         settings,
         max_length=max_length,
-        resume=resume,
-        overwrite=overwrite,
-        save_model=save_model,
-        push_to=push_to,
         describe=describe,
+        **to.given(),
     )
-    _tell(result, output)
+    _tell(result, to.output)
 
 
 @app.command()
@@ -265,9 +262,10 @@ def predict(
 @app.command()
 @options_of(Settings, taken="settings")
 @options_of(Start, taken="start")
+@options_of(Destination, taken="to")
 def pretrain(
     corpus: Annotated[list[str], typer.Option(help="Files, folders, patterns or hub:OWNER/NAME:CONFIG:SPLIT.")],
-    output: Annotated[Path, typer.Option(help="Folder for result.json, train.jsonl and the model.")],
+    to: Destination,
     start: Start,
     settings: Settings,
     validation: Annotated[list[str], typer.Option(help="Other text, held out. [default: the last samples]")] = [],  # noqa: B006
@@ -277,17 +275,11 @@ def pretrain(
     held_out: Annotated[int, typer.Option(help="Last samples held out, without --validation.")] = 512,
     column: Annotated[str, typer.Option(help="That holds the text, in all but .txt.")] = "text",
     shards: Annotated[Path | None, typer.Option(help="Folder for the corpus as tokens. [default: a cache]")] = None,
-    resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, try two steps, write nothing.")] = False,
-    save_model: Annotated[bool, typer.Option(help="Keep the model.")] = True,
-    push_to: Annotated[str | None, typer.Option("--push-to-hub", help="OWNER/NAME on the hub. [default: no]")] = None,
     config: Config = None,
 ) -> None:
     """Pre-train a model on text, by masked or causal language modelling."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    from resformer.train.checks import check_folder, check_hub_name
     from resformer.train.load import start_model
     from resformer.train.pretrain import OBJECTIVES, check_pretraining, pack, pretraining
     from resformer.train.pretrain import pretrain as run
@@ -296,8 +288,7 @@ def pretrain(
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
     _quiet()
-    check_hub_name(push_to)
-    check_folder(output, overwrite=overwrite)
+    to.check()
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForCausalLM
     model, tokenizer = start_model(
         start, auto, seed=settings.seed, length=max_length, precision=settings.precision, say=_say
@@ -308,24 +299,23 @@ def pretrain(
     )
     packed = pack(corpus, tokenizer, max_length, objective, shards=shards, column=column, tell=_say)
     held = pack(validation, tokenizer, max_length, objective, column=column, tell=_say) if validation else held_out
-    if dry_run:
+    if settings.compile:
+        _say(COMPILING)
+    if to.dry_run:
         job = pretraining(model, tokenizer, packed, settings, held_out=held, **aims)
-        _show_once(rehearse(model, job, output, settings, overwrite=overwrite))
+        _show_once(rehearse(model, job, to.output, settings, overwrite=to.overwrite))
         return
     result = run(
         model,
         tokenizer,
         packed,
-        output,
+        to.output,
         settings,
         held_out=held,
-        resume=resume,
-        overwrite=overwrite,
-        save_model=save_model,
-        push_to=push_to,
+        **to.given(),
         **aims,
     )
-    _tell(result, output)
+    _tell(result, to.output)
 
 
 @app.command()
@@ -358,9 +348,10 @@ def compare(
     protocol: Annotated[str | None, typer.Option(help="controlled or cramming. [default: controlled]")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
     shard: Annotated[str | None, typer.Option(help="I/N: only every N-th cell, from cell I; for job arrays.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and what it takes.")] = False,
 ) -> None:
     """Train schemes x depths x tasks x seeds, each cell at the learning rate that suits it, and report."""
-    from resformer.study.execute import execute
+    from resformer.study.execute import execute, slots
     from resformer.study.file import read_study
     from resformer.study.report import write_report
 
@@ -379,6 +370,11 @@ def compare(
     }
     part = _shard(shard)
     plan = read_study(study, {name: value for name, value in axes.items() if value is not None} | settings, _say)
+    if dry_run:
+        from resformer.study.forecast import forecast
+
+        _show(forecast(plan, output, workers=len(slots(workers)), say=_say))
+        return
     tally = execute(plan, output, workers=workers, shard=part, command=_command(), say=_say)
     report = write_report(output)
     typer.echo(f"{tally.finished} runs finished, {tally.skipped} were there, {len(tally.failed)} failed")
@@ -392,15 +388,21 @@ def compare(
 @app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="Folder of the study.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the report. [default: that of the study]")] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
-    """Write the report of a study, finished or not: report.html, report.md, results.csv."""
-    from resformer.study.report import write_report
+    """Write the report of a study, finished or not: a page, Markdown, tables, figures and report.json."""
+    from resformer.study.document import study_document
+    from resformer.study.report import nothing_finished, write
 
-    path = write_report(study)
+    document = study_document(study)
+    path = write(document, out or study)
     typer.echo(f"report: {path}")
     if open_:
         typer.launch(path.resolve().as_uri())
+    if problem := nothing_finished(document):
+        typer.echo(f"resformer: {problem}", err=True)
+        raise typer.Exit(1)
 
 
 @studies.command("status")
@@ -494,6 +496,22 @@ def _quiet() -> None:
     warnings.formatwarning = lambda message, *rest: f"note: {message}\n"
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def _fail(message: str) -> NoReturn:
+    """Exit with status 2 and a message: one, where several processes of a machine fail alike, since the launcher ends
+    those that wait as soon as the first has failed. What only one of them meets is told after the wait."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(WAIT)
+    typer.echo(f"resformer: {message}", err=True)
+    sys.exit(2)
+
+
+def _leave_group() -> None:
+    """Take the processes of `accelerate launch` apart, which have all come to the end; else torch warns."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _speaks() -> bool:

@@ -11,8 +11,9 @@ import typer
 
 
 def option(default: Any, help: str, *names: str) -> Any:
-    """A field of a dataclass with its explanation; `names` are further ones on the command line, such as "--lr"."""
-    return field(default=default, metadata={"help": help, "names": names})
+    """A field of a dataclass with its explanation; `names` are further ones on the command line, such as "--lr". A
+    default of ... is none: it has to be given."""
+    return field(default=MISSING if default is ... else default, metadata={"help": help, "names": names})
 
 
 def options_of(kind: type, *, taken: str, partial: bool = False) -> Callable[[Callable], Callable]:
@@ -53,12 +54,11 @@ def _parameter(one: Field, kind: Any, partial: bool) -> inspect.Parameter:
     name = f"--{one.name.replace('_', '-')}"
     flags = (f"{name}/--no-{name[2:]}",) if kind is bool else (name,)
     names = (*flags, *one.metadata["names"])
-    default = [] if one.default == () else one.default
-    shown = default is not None and default != []
+    default = {MISSING: inspect.Parameter.empty, (): []}.get(one.default, one.default)
+    shown = default not in (None, [], inspect.Parameter.empty)
     asked: Any = list[str] if default == [] else kind
     help = one.metadata["help"]
     if partial and shown:  # whether it was given is told by None
         default, asked, help = None, asked | None, f"{help} [default: {default}]"
     annotation = Annotated[asked, typer.Option(*names, help=help, show_default=shown and not partial)]
-    assert one.default is not MISSING
     return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

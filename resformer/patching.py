@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +30,7 @@ from resformer.layer import (
     show_states,
 )
 from resformer.plan import Chosen, Layers, Plan, StackPlan, attends, choose_layers, make_plan
-from resformer.probing import difference, first_probe, probe, unlike
+from resformer.probing import difference, first_probe, hooked, probe, unlike
 from resformer.swap import host_class, swap, swap_back, swapped
 from resformer.verify import check_identity, misfit, run_natively
 
@@ -191,26 +191,20 @@ class _StreamLostError(Exception):
 @contextmanager
 def _watching(host: Host) -> Iterator[None]:
     """Meanwhile each layer must be given the very tuple, if it is one, that the layer before it returned."""
-    hooks = []
-    for stack in host.stacks:
-        before: list[Any] = [None]
+    with ExitStack() as watched:
+        for stack in host.stacks:
+            before: list[Any] = [None]
 
-        def entering(module: Any, args: Any, kwargs: Any, before: list[Any] = before) -> None:
-            given = args[0] if args else kwargs.get(given_to(host_class(module))[0])
-            if isinstance(before[0], tuple) and given is not before[0]:
-                raise _StreamLostError("a layer is not given what the layer before it returned")
+            def entering(module: Any, args: Any, kwargs: Any, before: list[Any] = before) -> None:
+                given = args[0] if args else kwargs.get(given_to(host_class(module))[0])
+                if isinstance(before[0], tuple) and given is not before[0]:
+                    raise _StreamLostError("a layer is not given what the layer before it returned")
 
-        def leaving(module: Any, args: Any, output: Any, before: list[Any] = before, stack: Any = stack) -> None:
-            before[0] = output[0] if stack.spec.returns else output
+            def leaving(module: Any, args: Any, output: Any, before: list[Any] = before, stack: Any = stack) -> None:
+                before[0] = output[0] if stack.spec.returns else output
 
-        for layer in {id(layer): layer for layer in stack.layers}.values():
-            hooks.append(layer.register_forward_pre_hook(entering, with_kwargs=True))
-            hooks.append(layer.register_forward_hook(leaving))
-    try:
+            watched.enter_context(hooked(stack.layers, entering, leaving))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def unpatch(model: Model) -> Model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -51,6 +51,21 @@ def unlike(model: nn.Module) -> Iterator[None]:
     finally:
         for p, original in zip(moved, originals, strict=True):
             p.data = original
+
+
+@contextmanager
+def hooked(layers: Iterable[Any], entering: Callable[..., None], leaving: Callable[..., None]) -> Iterator[None]:
+    """Meanwhile `entering(layer, args, kwargs)` is called before and `leaving(layer, args, output)` after each call of
+    these layers, once also of those that are there several times."""
+    hooks: list[Any] = []
+    for layer in {id(layer): layer for layer in layers}.values():
+        hooks.append(layer.register_forward_pre_hook(entering, with_kwargs=True))
+        hooks.append(layer.register_forward_hook(leaving))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _is_vector(p: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from resformer.ends import check_ends, recording
 from resformer.host import Host, HostStack
 from resformer.layer import given_to
-from resformer.probing import difference, probe
+from resformer.probing import difference, hooked, probe
 from resformer.swap import host_class
 
 
@@ -201,31 +201,25 @@ def _run(host: Host, *, training: bool = False) -> Run:
 
 @contextmanager
 def _recording(host: Host, record: _Record) -> Iterator[None]:
-    hooks: list[Any] = []
-    for stack in host.stacks:
-        calls = record.calls.setdefault(stack.spec.name, [])
-        given = record.given.setdefault(stack.spec.name, set())
-        numbers = {id(layer): number for number, layer in enumerate(stack.layers)}
+    with ExitStack() as watched:
+        for stack in host.stacks:
+            calls = record.calls.setdefault(stack.spec.name, [])
+            given = record.given.setdefault(stack.spec.name, set())
+            numbers = {id(layer): number for number, layer in enumerate(stack.layers)}
 
-        def entering(module: Any, args: Any, kwargs: Any, given: set[str] = given) -> None:
-            states, named, _ = given_to(host_class(module))
-            values = dict(zip((states, *named), args, strict=False)) | kwargs
-            given.update(name for name, value in values.items() if value is not None)
+            def entering(module: Any, args: Any, kwargs: Any, given: set[str] = given) -> None:
+                states, named, _ = given_to(host_class(module))
+                values = dict(zip((states, *named), args, strict=False)) | kwargs
+                given.update(name for name, value in values.items() if value is not None)
 
-        def leaving(
-            module: Any, args: Any, output: Any, stack: HostStack = stack, calls: Any = calls, numbers: Any = numbers
-        ) -> None:
-            number = len(calls) if stack.shared else numbers[id(module)]
-            calls.append(_call(stack, module, number, output))
+            def leaving(
+                module: Any, args: Any, output: Any, stack: Any = stack, calls: Any = calls, numbers: Any = numbers
+            ) -> None:
+                number = len(calls) if stack.shared else numbers[id(module)]
+                calls.append(_call(stack, module, number, output))
 
-        for layer in {id(layer): layer for layer in stack.layers if stack.fits(layer)}.values():
-            hooks.append(layer.register_forward_pre_hook(entering, with_kwargs=True))
-            hooks.append(layer.register_forward_hook(leaving))
-    try:
+            watched.enter_context(hooked(filter(stack.fits, stack.layers), entering, leaving))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _call(stack: HostStack, layer: nn.Module, number: int, output: Any) -> LayerCall:

@@ -135,8 +135,9 @@ def test_fine_tuning_calibrates_once(tmp_path):
 
 
 TWO = """
-import sys
+import os, sys
 import resformer
+from torch import distributed
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 from resformer.train.finetune import finetune
 from resformer.train.settings import Settings
@@ -145,6 +146,8 @@ options = {"warmup": 20} if name == "branch_norm" else {}
 model = resformer.patch(tiny_bert(), name, init="paper", **options)
 settings = Settings(steps=30, batch_size=8, learning_rate=1e-3)
 finetune(model, tiny_tokenizer(), TASK, tiny_data(), output, settings, progress=False)
+distributed.destroy_process_group()
+os._exit(0)  # see test_train_processes
 """
 
 

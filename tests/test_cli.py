@@ -258,6 +258,8 @@ WRONG = [
     (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--tokens", "0"), "tokens is 0"),
     (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--held-out", "0"), "held_out is 0"),
     (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--push-to-hub", "m"), "OWNER/NAME"),
+    (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--resume", "y"), "'y' is no checkpoint"),
+    (("finetune", "--model", "nowhere", "--task", "agreement", "--output", "x", "--resume", "y"), "is no checkpoint"),
     ((*COMPARE, "--weight-init", "xav"), "'xavier'"),
     ((*COMPARE, "--precision", "fp8"), "fp8"),
     ((*COMPARE, "--max-length", "2"), "max_length"),
@@ -280,6 +282,36 @@ def test_wrong_input_is_one_clear_message(resformer, checkpoint, tmp_path, monke
     assert not (tmp_path / "x").exists(), "nothing may be written before the input is checked"
 
 
+def test_of_several_processes_one_tells_what_is_wrong(resformer, monkeypatch):
+    """The launcher ends those that wait when the first fails; what the first does not meet is told nevertheless."""
+    waits = []
+    monkeypatch.setattr(cli.time, "sleep", waits.append)
+    for rank, waited in (("0", []), ("1", [cli.WAIT])):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        code, text = resformer("data", "sentimnt", "--output", "x")
+        assert (code, waits) == (2, waited)
+        assert "Did you mean 'sentiment'" in text
+
+
+def test_processes_part_at_the_end(resformer, tmp_path):
+    from torch import distributed
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        assert resformer("data")[0] == 0
+        assert not distributed.is_initialized()
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def test_compiling_is_said(resformer, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.compile", lambda model, dynamic: model)
+    common = ("finetune", "--model", checkpoint, "--task", "agreement", "--train-size", 20, "--steps", 1, "--dry-run")
+    assert cli.COMPILING in " ".join(resformer(*common, "--compile", "--output", tmp_path / "a")[1].split())
+    assert "compile" not in resformer(*common, "--output", tmp_path / "a")[1]
+
+
 def test_a_folder_without_tokenizer_or_whole_weights_is_refused(resformer, checkpoint, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
@@ -294,7 +326,7 @@ def test_a_folder_without_tokenizer_or_whole_weights_is_refused(resformer, check
 
 
 def test_a_run_that_is_asked_to_stop_exits_with_75_and_goes_on(resformer, checkpoint, tmp_path, monkeypatch):
-    from test_train_run import stopped_by
+    from training_runs import stopped_by
 
     steps = ("--steps", 6, "--batch-size", 4, "--train-size", 50)
     arguments = ("finetune", "--model", checkpoint, "--task", "agreement", *steps, "--output", tmp_path / "a")

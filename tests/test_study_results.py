@@ -11,7 +11,7 @@ from resformer.study.plan import Condition, Run, Study
 from resformer.study.results import HALVED, add_entries, finished, open_study, read_results, read_study, run_id
 from resformer.study.settings import Settings
 
-STUDY = Study(("plain", "pre_ln"), (2, 8), ("sentiment",), 1, (1e-3,))
+STUDY = Study(("plain", "pre_ln"), (2, 8), ("sentiment",), 1, (1e-3,), controls=False)
 RUNS = STUDY.runs({})
 OK = {"version": 1, "status": "ok", "score": 0.75, "train_loss": 0.5, "flags": ["x"], "metrics": {"accuracy": 0.75},
       "loss_curve": [[25, 0.6]], "diagnostics": {"token_cosine": 0.9}, "cost": {"seconds": 1.0},

@@ -26,14 +26,18 @@ SETTINGS = {"steps": 60, "batch_size": 8, "learning_rate": 1e-2, "warmup": 0.1}
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Texts that count: each word follows from the one before it."""
-    folder = tmp_path_factory.mktemp("corpus")
+def counting(folder):
+    """Texts that count, of which each word follows from the one before it: their shards, and a tokenizer."""
     texts = [" ".join(WORDS[(start + i) % 10] for i in range(23)) for start in range(200)]
-    (folder / "counting.txt").write_text("\n\n".join(texts))
+    if not (folder / "counting.txt").exists():
+        (folder / "counting.txt").write_text("\n\n".join(texts))
     tokenizer = train_tokenizer(texts, max_length=32)
     return tokenize_corpus([str(folder / "counting.txt")], tokenizer, folder / "shards"), tokenizer
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return counting(tmp_path_factory.mktemp("corpus"))
 
 
 def packed_of(corpus, length=16, causal=False):
@@ -261,7 +265,7 @@ def test_flags_of_the_gradients_and_of_the_evaluation(corpus):
 
 
 def test_interrupted_it_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, corpus):
-    from test_train_run import stopped_by
+    from training_runs import stopped_by
 
     whole = run(tmp_path / "whole", corpus, model=model_of(corpus[1], dropout=0.1), save_every=7, save_model=True)
     with stopped_by(monkeypatch, 31):

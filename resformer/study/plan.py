@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,11 +9,11 @@ from itertools import product
 from typing import Any
 
 from resformer.spelling import parse_scheme
+from resformer.study.identity import identity
+from resformer.study.pretraining import Encoder, Pretraining
 from resformer.study.problems import Problems
 from resformer.study.settings import Settings, number, whole
 
-FORMAT = 2  # raised when a field changes its meaning, so that old runs are not taken for new ones
-PLACES = ("data", "model")  # config entries that say where something lies; its contents decide a run, not its place
 WEIGHT_INITS = ("bert", "xavier", "width_scaled")
 ENDPOINTS = ("score", "train_loss")
 BASELINES = ("pre_ln", "post_ln", "identity")  # the first of these in a study is what others are compared with
@@ -45,6 +43,7 @@ class Run:
     tuning: bool = False  # it trains without a slice of the training data and is scored on that
     rows_sha256: str | None = None  # of the task's rows
     model_sha256: str | None = None  # of the checkpoint's files
+    encoder: str | None = None  # id of the `Encoder` that it starts from
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -56,14 +55,14 @@ class Run:
             del config["weight_init"]
         else:
             del config["model_sha256"]
+        if self.encoder is None:
+            del config["encoder"]
         return config
 
     @property
     def id(self) -> str:
-        """12 hexadecimal digits that depend on `config` alone, `PLACES` left out: the name of the run's directory."""
-        decides = {key: value for key, value in self.config.items() if key not in PLACES}
-        text = json.dumps({"format": FORMAT, **decides}, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """The name of the run's directory: see `identity`."""
+        return identity(self.config)
 
     def __str__(self) -> str:
         c, rate = self.condition, "not chosen" if self.learning_rate is None else f"{self.learning_rate:g}"
@@ -77,6 +76,7 @@ class Facts:
 
     data: dict[str, str] = field(default_factory=dict)  # task -> sha256 of its rows
     model: str | None = None  # sha256 of the checkpoint's files
+    corpus: str | None = None  # sha256 of the text that encoders are pre-trained on
     widths: dict[str, int] = field(default_factory=dict)  # depth -> width with the parameters to be matched
     wider: dict[str, int] = field(default_factory=dict)  # depth -> `Condition.extra_ffn` of the control; none where 0
 
@@ -99,12 +99,14 @@ class Study:
     controls: bool = True  # the baseline with a wider feed-forward, and `STATIC`
     endpoint: str = "score"  # what the study is declared to be about: "score" or "train_loss"
     settings: Settings = field(default_factory=Settings)
+    pretraining: Pretraining | None = None  # of an encoder for each scheme and depth, which the runs start from
     facts: Facts = field(default_factory=Facts)
 
     def __post_init__(self) -> None:
         problems = Problems()
         if not self.learning_rates and not isinstance(self.learning_rates, str):
-            object.__setattr__(self, "learning_rates", PRETRAINED_RATES if self.settings.model else RATES)
+            fresh = self.settings.model is None and self.pretraining is None
+            object.__setattr__(self, "learning_rates", RATES if fresh else PRETRAINED_RATES)
         for name in ("schemes", "depths", "tasks", "learning_rates", "weight_inits"):
             values = getattr(self, name)
             optional = name == "depths" and self.settings.model is not None
@@ -122,6 +124,8 @@ class Study:
         problems.unless(self.endpoint in ENDPOINTS, "endpoint", self.endpoint, f"among {', '.join(ENDPOINTS)}")
         if self.settings.model is not None and len(self.weight_inits) > 1:
             problems.add("weight_inits", list(self.weight_inits), "left out where a checkpoint brings the weights")
+        if self.settings.model is not None and self.pretraining is not None:
+            problems.add("model", self.settings.model, "left out where the study pre-trains encoders")
         keys = []
         for text in self.schemes:
             try:
@@ -152,6 +156,13 @@ class Study:
                 found.append(Condition(self.baseline, depth, task, init, units))
         return found
 
+    def encoders(self) -> list[Encoder]:
+        """The pre-training runs, each of which several runs start from: all of the first seed come first."""
+        if self.pretraining is None:
+            return []
+        seeds = range(min(self.pretraining.seeds, self.seeds))
+        return list(dict.fromkeys(self._encoder(one, seed) for seed in seeds for one in self.conditions()))
+
     def tuning(self, condition: Condition) -> list[Run]:
         """The runs that choose the learning rate of a condition: none where there is one rate."""
         if len(self.learning_rates) == 1:
@@ -176,12 +187,12 @@ class Study:
         """From what `asdict` made of it, read back from JSON. Raises `ValueError` for what another version wrote."""
         try:
             settings, facts = Settings(**entry["settings"]), Facts(**entry["facts"])
-            return cls(**{**entry, "settings": settings, "facts": facts})
+            pretraining = None if entry["pretraining"] is None else Pretraining(**entry["pretraining"])
+            return cls(**{**entry, "settings": settings, "facts": facts, "pretraining": pretraining})
         except (KeyError, TypeError) as error:
             raise ValueError(f"the study was written by another version of resformer ({error}); run it again") from None
 
     def _run(self, condition: Condition, seed: int, rate: float | None, *, tuning: bool = False) -> Run:
-        width = self.facts.widths.get(str(condition.depth), self.settings.width)
         return Run(
             condition,
             seed,
@@ -189,8 +200,24 @@ class Study:
             tuning,
             self.facts.data.get(condition.task),
             self.facts.model,
-            replace(self.settings, width=width),
+            None if self.pretraining is None else self._encoder(condition, 0 if tuning else seed).id,
+            self._settings(condition.depth),
         )
+
+    def _encoder(self, condition: Condition, seed: int) -> Encoder:
+        assert self.pretraining is not None
+        of_model = {name: value for name, value in vars(condition).items() if name != "task"}
+        number = seed % self.pretraining.seeds
+        return Encoder(
+            **of_model,
+            seed=number,
+            corpus_sha256=self.facts.corpus,
+            pretraining=self.pretraining,
+            settings=self._settings(condition.depth),
+        )
+
+    def _settings(self, depth: int) -> Settings:
+        return replace(self.settings, width=self.facts.widths.get(str(depth), self.settings.width))
 
 
 def arm(config: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import torch
 from datasets import DatasetDict
 
 from resformer.checkpoint import read_config
+from resformer.data.corpus import read_corpus
 from resformer.data.glue import load_task
 from resformer.data.tasks import TASKS
 from resformer.encoders import build_encoder
@@ -21,7 +22,7 @@ from resformer.errors import unknown
 from resformer.optim import scheme_parameters
 from resformer.sizes import encoder_config, inner_width, layer_parameters, matched_width, outline
 from resformer.spelling import parse_scheme
-from resformer.study.plan import STATIC, Condition, Facts, Study
+from resformer.study.plan import STATIC, Condition, Facts, Run, Study
 from resformer.study.problems import Problems
 from resformer.study.run import start
 from resformer.study.settings import Settings
@@ -46,13 +47,16 @@ def resolve(study: Study, say: Say | None = None) -> Study:
             raise unknown("precision", settings.precision, PRECISIONS)
     with _collected(problems, "schedule", settings.schedule):
         factor(settings.schedule, steps=100, warmup=settings.warmup)
-    rows = _rows(study, say, problems)
+    rows, text = _rows(study, say, problems), None
+    if study.pretraining is not None:
+        with _collected(problems, "pretraining.corpus", list(study.pretraining.corpus)):
+            text = read_corpus(study.pretraining.corpus).fingerprint
     if settings.model is None:
         resolved = _new(study, say, problems)
     else:
         resolved = _checkpoint(study, say, problems)
     problems.stop()
-    return replace(resolved, facts=replace(resolved.facts, data=rows))
+    return replace(resolved, facts=replace(resolved.facts, data=rows, corpus=text))
 
 
 def _rows(study: Study, say: Say, problems: Problems) -> dict[str, str]:
@@ -111,9 +115,10 @@ def _checkpoint(study: Study, say: Say, problems: Problems) -> Study:
     """Of a given one: its depth, and what its files hold."""
     settings = study.settings
     assert settings.model is not None
-    for text in study.schemes:
-        with _collected(problems, "schemes", text):
-            start(Condition(text, 0, study.tasks[0]), settings, 0, None)
+    task = next((name for name in study.tasks if name in TASKS), None)
+    for text in study.schemes if task else ():
+        with _collected(problems, "schemes", text), torch.random.fork_rng(devices=[]):
+            start(Run(Condition(text, 0, str(task)), 0, None, settings=settings), None, None)
     if study.controls:
         say("no control with a wider feed-forward, and no static_mix: a checkpoint has neither")
     with _collected(problems, "model", settings.model):
@@ -183,8 +188,8 @@ def _files(model: str) -> str:
 
 @contextmanager
 def _collected(problems: Problems, key: str, value: Any) -> Iterator[None]:
-    """Meanwhile a `ValueError` is a problem of that key and value."""
+    """Meanwhile a `ValueError`, or what cannot be read, is a problem of that key and value."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         problems.say(key, value, str(error))

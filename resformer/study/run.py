@@ -10,11 +10,18 @@ import numpy as np
 import torch
 from datasets import DatasetDict
 from sklearn.model_selection import train_test_split
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from resformer.data.corpus import read_corpus
 from resformer.data.glue import load_task
+from resformer.data.packing import Packed
 from resformer.data.tasks import TASKS, Task
-from resformer.data.tokenizer import train_tokenizer
+from resformer.data.tokenizer import train_subwords, train_tokenizer
 from resformer.description import equation
 from resformer.diagnostics.gradient_flow import gradient_norms
 from resformer.diagnostics.token_cosine import token_cosine
@@ -22,9 +29,11 @@ from resformer.encoders import build_encoder
 from resformer.sizes import inner_width
 from resformer.spelling import parse_scheme
 from resformer.study.plan import Condition, Run
+from resformer.study.pretraining import Encoder, Pretraining
 from resformer.study.settings import Settings
 from resformer.train.finetune import finetune
 from resformer.train.load import load_model
+from resformer.train.pretrain import pack, pretrain
 from resformer.train.settings import Settings as Training
 
 LOOKED_AT = 64  # validation examples that the diagnostics at initialisation see
@@ -32,46 +41,34 @@ VOCABULARY = 8192  # entries at most, for tasks that are not built in
 # The slice of the training data on which a learning rate is chosen: a share, but so many examples at least, of data
 # that have not so many a larger share at most.
 SLICE, FEWEST, LARGEST = 0.05, 500, 0.2
+HELD_OUT = 512  # samples on which an encoder's loss is measured
+Parts = tuple[PreTrainedModel, PreTrainedTokenizerBase, Task, DatasetDict, Training]
+SAVED = 500  # steps between an encoder's checkpoints, from which it goes on after a stop
 
 
-def run(run: Run, directory: Path, micro_batch_size: int | None = None) -> dict[str, Any]:
-    """Train the model of one run and leave result.json in its directory.
+def run(run: Run | Encoder, directory: Path, micro_batch_size: int | None = None) -> dict[str, Any]:
+    """Train the model of one run and leave result.json in its directory, of an `Encoder` also the model.
 
     Everything random follows from the seed, and each weight also from its own name: runs that differ in the scheme
     alone start from the same host and see the same batches. `micro_batch_size` changes what is computed at once, and
-    of the outcome only the rounding.
+    of the outcome only the rounding. A run that starts from an encoder finds it in the directory beside its own.
     """
-    settings, task = run.settings, TASKS[run.condition.task]
-    data, words = prepare(task.name, settings.data, settings.max_length, tokenized=settings.model is None)
-    if settings.train_size is not None:
-        data = DatasetDict(data, train=data["train"].select(range(min(settings.train_size, len(data["train"])))))
-    if run.tuning:
-        data = without_slice(data, task)
-    model, tokenizer = start(run.condition, settings, run.seed, words)
-    assert run.learning_rate is not None
+    if isinstance(run, Encoder):
+        model, tokenizer, packed, training = encoder_parts(run, micro_batch_size)
+        describe = run.config
+        return pretrain(
+            model, tokenizer, packed, directory, training, held_out=HELD_OUT, progress=False, describe=describe
+        )
+    beside = None if run.encoder is None else directory.parent / run.encoder / "model"
+    model, tokenizer, task, data, training = parts(run, beside, micro_batch_size)
     return finetune(
         model,
         tokenizer,
         task,
         data,
         directory,
-        Training(
-            steps=settings.steps,
-            epochs=run.config.get("epochs", 1.0),
-            batch_size=settings.batch_size,
-            micro_batch_size=micro_batch_size,
-            learning_rate=run.learning_rate,
-            weight_decay=settings.weight_decay,
-            beta2=settings.beta2,
-            epsilon=settings.epsilon,
-            scheme_lr_multiplier=settings.scheme_lr_multiplier,
-            warmup=settings.warmup,
-            schedule=settings.schedule,
-            clip=settings.clip,
-            precision=settings.precision,
-            seed=run.seed,
-        ),
-        max_length=settings.max_length,
+        training,
+        max_length=run.settings.max_length,
         save_model=False,
         progress=False,
         describe=run.config,
@@ -79,12 +76,49 @@ def run(run: Run, directory: Path, micro_batch_size: int | None = None) -> dict[
     )
 
 
+def parts(run: Run, encoder: Path | None = None, micro_batch_size: int | None = None) -> Parts:
+    """What `finetune` takes for a run that starts from the model in `encoder`, or from that of its settings."""
+    settings, task = run.settings, TASKS[run.condition.task]
+    fresh = settings.model is None and encoder is None
+    data, words = prepare(task.name, settings.data, settings.max_length, tokenized=fresh)
+    if settings.train_size is not None:
+        data = DatasetDict(data, train=data["train"].select(range(min(settings.train_size, len(data["train"])))))
+    if run.tuning:
+        data = without_slice(data, task)
+    model, tokenizer = start(run, encoder, words)
+    assert run.learning_rate is not None
+    training = Training(
+        steps=settings.steps,
+        epochs=run.config.get("epochs", 1.0),
+        batch_size=settings.batch_size,
+        micro_batch_size=micro_batch_size,
+        learning_rate=run.learning_rate,
+        weight_decay=settings.weight_decay,
+        beta2=settings.beta2,
+        epsilon=settings.epsilon,
+        scheme_lr_multiplier=settings.scheme_lr_multiplier,
+        warmup=settings.warmup,
+        schedule=settings.schedule,
+        clip=settings.clip,
+        precision=settings.precision,
+        seed=run.seed,
+    )
+    return model, tokenizer, task, data, training
+
+
 def start(
-    condition: Condition, settings: Settings, seed: int, tokenizer: PreTrainedTokenizerBase | None
+    run: Run, encoder: Path | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a run before training, with its tokenizer; `tokenizer` is that of a new model."""
-    name, options = parse_scheme(condition.scheme)
-    task = TASKS[condition.task]
+    """The model of a run before training, with its tokenizer; `tokenizer` is that of fresh weights.
+
+    Raises `ValueError` for what cannot be built, and where the encoder's folder has no model.
+    """
+    task, settings = TASKS[run.condition.task], run.settings
+    if encoder is not None:
+        if not (encoder / "config.json").is_file():
+            raise ValueError(f"{encoder} holds no model: bring it from where the encoder was pre-trained")
+        return load_model(str(encoder), AutoModelForSequenceClassification, task=task, seed=run.seed)
+    name, options = parse_scheme(run.condition.scheme)
     if settings.model is not None:
         return load_model(
             settings.model,
@@ -93,28 +127,76 @@ def start(
             scheme=name,
             init=settings.init or "preserve",
             options=options,
-            seed=seed,
+            seed=run.seed,
         )
     assert tokenizer is not None
-    inner = inner_width(settings.width, settings.ffn_ratio) + condition.extra_ffn
+    classes = len(task.labels or ("score",))
+    auto, longest = AutoModelForSequenceClassification, settings.max_length
+    model = fresh_model(run.condition, settings, run.seed, tokenizer, auto, longest, num_labels=classes)
+    return model, tokenizer
+
+
+def fresh_model(
+    shape: Condition | Encoder,
+    settings: Settings,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    auto: Any,
+    max_length: int,
+    **more: Any,
+) -> PreTrainedModel:
+    """A new model of a scheme, a depth and a weight initialisation, and so many units more in its feed-forward."""
+    name, options = parse_scheme(shape.scheme)
+    inner = inner_width(settings.width, settings.ffn_ratio) + shape.extra_ffn
     torch.manual_seed(seed)
-    model = build_encoder(
-        depth=condition.depth,
+    return build_encoder(
+        depth=shape.depth,
         width=settings.width,
         heads=settings.heads,
         family=settings.family,
         ffn_ratio=inner / settings.width,
         dropout=settings.dropout,
         tokenizer=tokenizer,
-        max_length=settings.max_length,
-        num_labels=len(task.labels or ("score",)),
+        max_length=max_length,
         scheme=name,
         init=settings.init or "paper",
-        weight_init=condition.weight_init,
-        auto=AutoModelForSequenceClassification,
+        weight_init=shape.weight_init,
+        auto=auto,
+        **more,
         **options,
     )
-    return model, tokenizer
+
+
+def encoder_parts(
+    run: Encoder, micro_batch_size: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Packed, Training]:
+    """What `pretrain` takes for an encoder."""
+    given, settings = run.pretraining, run.settings
+    tokenizer, packed = prepare_text(given)
+    longest = max(given.length, settings.max_length)
+    model = fresh_model(run, settings, run.seed, tokenizer, AutoModelForMaskedLM, longest)
+    training = Training(
+        steps=given.steps,
+        batch_size=given.batch_size,
+        micro_batch_size=micro_batch_size,
+        learning_rate=given.learning_rate,
+        weight_decay=given.weight_decay,
+        warmup=given.warmup,
+        schedule=given.schedule,
+        precision=settings.precision,
+        seed=run.seed,
+        save_every=SAVED,
+        keep=1,
+    )
+    return model, tokenizer, packed, training
+
+
+@lru_cache(maxsize=2)
+def prepare_text(given: Pretraining) -> tuple[PreTrainedTokenizerBase, Packed]:
+    """A tokenizer of the corpus, and the corpus in its tokens; kept, since a worker trains many encoders on it."""
+    corpus = list(given.corpus)
+    tokenizer = train_subwords(read_corpus(corpus), "wordpiece", vocab_size=given.vocabulary)
+    return tokenizer, pack(corpus, tokenizer, given.length, "mlm")
 
 
 @lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ from resformer.data.tasks import Task
 from resformer.errors import unknown
 from resformer.sizes import longest_input
 from resformer.train.batches import Encoded
+from resformer.train.checkpoints import step_of
 from resformer.train.settings import Settings
 
 
@@ -115,6 +116,18 @@ def check_folder(output: Path, *, overwrite: bool = False) -> dict[str, Any]:
             "to delete that run and start again"
         )
     return stored
+
+
+def check_resume(resume: str, *, overwrite: bool = False) -> Path | None:
+    """The checkpoint that is named, which is there; None for "auto" and "never"."""
+    if resume in ("auto", "never"):
+        return None
+    step_of(checkpoint := Path(resume))
+    if overwrite:
+        raise ValueError(f"overwrite begins again, and resume={resume!r} goes on; give one of the two")
+    if not checkpoint.is_dir():
+        raise ValueError(f"resume is {resume!r}, and there is no such folder; give 'auto', 'never' or a checkpoint")
+    return checkpoint
 
 
 def check_output(output: Path, config: dict[str, Any], *, overwrite: bool = False) -> None:

@@ -75,6 +75,7 @@ def finetune(
     settings = settings or Settings()
     checks.check_hub_name(push_to)
     checks.check_folder(output := Path(output), overwrite=overwrite)
+    checks.check_resume(resume, overwrite=overwrite)
     job = finetuning(model, tokenizer, task, data, settings, max_length=max_length, describe=describe)
     reset_peak_memory(job.accelerator.device)
     outcome = run(model, job, output, settings, resume=resume, overwrite=overwrite, progress=progress)

@@ -19,7 +19,7 @@ from resformer.train.checkpoints import CONFIG, check_whole, newest, step_of
 CHECKPOINTS = "checkpoints"
 TRAIN, EVALUATIONS, LAYERS = LOGS = ("train.jsonl", "evaluations.jsonl", "layers.jsonl")
 PROJECT = "resformer"  # the name under which trackers know runs, and the folder of those that write files
-WRITTEN = ("config.json", "result.json", *LOGS, CHECKPOINTS, "model", PROJECT)
+WRITTEN = ("result.json", CHECKPOINTS, *LOGS, "model", PROJECT, "config.json")
 
 
 def open_folder(
@@ -29,9 +29,9 @@ def open_folder(
 
     Every process calls this. Raises `ValueError` for a folder or a checkpoint that cannot be used, and leaves it.
     """
-    named = None if resume in ("auto", "never") else Path(resume)
+    named = checks.check_resume(resume, overwrite=overwrite)
     if named is not None:
-        _check_named(named, config, overwrite)
+        _check_named(named, config)
     checks.check_output(output, config, overwrite=overwrite)
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
     if overwrite and accelerator.is_main_process:
@@ -59,14 +59,7 @@ def _count(mine: bool, accelerator: Accelerator) -> int:
     return int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), "sum"))
 
 
-def _check_named(checkpoint: Path, config: dict[str, Any], overwrite: bool) -> None:
-    step_of(checkpoint)
-    if overwrite:
-        raise ValueError(f"overwrite begins again, and resume={str(checkpoint)!r} goes on; give one of the two")
-    if not checkpoint.is_dir():
-        raise ValueError(
-            f"resume is {str(checkpoint)!r}, and there is no such folder; give 'auto', 'never' or a checkpoint"
-        )
+def _check_named(checkpoint: Path, config: dict[str, Any]) -> None:
     check_whole(checkpoint)
     if other := checks.differences(checks.read_json(checkpoint / CONFIG) or {}, config):
         raise ValueError(
@@ -78,10 +71,11 @@ def _check_named(checkpoint: Path, config: dict[str, Any], overwrite: bool) -> N
 
 
 def _delete_run(output: Path) -> None:
-    """What a run has written, and nothing else."""
+    """What a run has written, and nothing else: the result first, so that a run of which the rest is left does not look
+    finished, then what would be gone on from; the configuration last, by which a run is known."""
     if checks.read_json(output / "config.json") is None:
         return
-    for name in reversed(WRITTEN):  # the configuration last, by which a run is known
+    for name in WRITTEN:
         path = output / name
         if path.is_dir():
             shutil.rmtree(path)

@@ -114,6 +114,7 @@ def pretrain(
     settings = settings or Settings()
     checks.check_hub_name(push_to)
     checks.check_folder(output := Path(output), overwrite=overwrite)
+    checks.check_resume(resume, overwrite=overwrite)
     job = pretraining(
         model, tokenizer, packed, settings, objective=objective, held_out=held_out, tokens=tokens, describe=describe
     )

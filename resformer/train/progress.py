@@ -15,7 +15,8 @@ Update = Callable[..., None]
 
 @contextmanager
 def progress_bar(steps: int, *, shown: bool, seconds: float | None = None, what: str = "training") -> Iterator[Update]:
-    """Within, `update(completed=, note=)` moves the bar; nothing is shown unless `shown`.
+    """Within, `update(completed=, note=)` moves the bar; nothing is shown unless `shown`, nor before the first update:
+    of several processes, of which one does the work and the others wait, that one shows it.
 
     With `seconds` the run ends by the clock, and the bar shows no share. What is no terminal, such as the log of a
     scheduler, gets a line at most every `EVERY` seconds.
@@ -29,18 +30,23 @@ def progress_bar(steps: int, *, shown: bool, seconds: float | None = None, what:
         TimeElapsedColumn() if seconds else TimeRemainingColumn(compact=True),
     )
     visible = shown and console.is_terminal
-    with Progress(*columns, console=console, disable=not visible, expand=True, transient=True) as progress:
-        total = None if seconds else steps
-        task = progress.add_task(what, total=total, note="")
-        said = time.monotonic()
+    progress = Progress(*columns, console=console, disable=not visible, expand=True, transient=True)
+    total = None if seconds else steps
+    task = progress.add_task(what, total=total, note="")
+    said = time.monotonic()
 
-        def update(**changes: Any) -> None:
-            nonlocal said
-            progress.update(task, **changes)
-            if shown and not visible and time.monotonic() - said >= EVERY:
-                said = time.monotonic()
-                now = progress.tasks[task]
-                of = f" of {total:,}" if total else ""
-                sys.stderr.write(f"{what}: {now.completed:,.0f}{of}  {now.fields['note']}\n")
+    def update(**changes: Any) -> None:
+        nonlocal said
+        progress.start()  # nothing but the first time
+        progress.update(task, **changes)
+        if shown and not visible and time.monotonic() - said >= EVERY:
+            said = time.monotonic()
+            now = progress.tasks[task]
+            of = f" of {total:,}" if total else ""
+            sys.stderr.write(f"{what}: {now.completed:,.0f}{of}  {now.fields['note']}\n")
 
+    try:
         yield update
+    finally:
+        if progress.live.is_started:
+            progress.stop()
