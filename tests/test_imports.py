@@ -42,7 +42,6 @@ LIGHT = {
     "study/pretraining.py",
     "study/selection.py",
     "study/results.py",
-    "study/selection.py",
     "study/execute.py",
     "study/ray_pool.py",
     "study/status.py",

@@ -21,6 +21,7 @@ from resformer.files import write_json_atomically
 from resformer.study.execute import execute, retry
 from resformer.study.plan import TUNING_SEED, Condition, Facts, Run, Study
 from resformer.study.pool import slots
+from resformer.study.pretraining import Encoder, Pretraining
 from resformer.study.progress import Progress, duration
 from resformer.study.results import HALVED, Result, open_study, read_result, read_results, read_study
 from resformer.study.selection import chosen
@@ -35,16 +36,22 @@ RATES = (1e-4, 1e-3, 1e-2)
 TUNED = replace(ONE_RATE, learning_rates=RATES, depths=(2,), seeds=2)
 
 
-def fake(run: Run, directory: Path, micro_batch_size: int | None) -> None:
+def fake(run: Run | Encoder, directory: Path, micro_batch_size: int | None) -> None:
     """Do what was asked for runs of this depth, note that it was done, and leave a result."""
     with open(directory / "attempts", "a") as attempts:
         attempts.write(f"{os.getpid()} {micro_batch_size}\n")
-    asked = directory.parents[1] / f"fake-{run.condition.depth}"
+    asked = directory.parents[1] / f"fake-{run.config['depth']}"
     behaviour = asked.read_text() if asked.exists() else ""
     if behaviour == "raise":
         raise ArithmeticError("no good")
-    if behaviour == "raise when tuning" and run.tuning:
+    if behaviour == "raise when tuning" and run.config.get("tuning"):
         raise ArithmeticError("no good")
+    if isinstance(run, Encoder):
+        if behaviour == "raise when pre-training":
+            raise ArithmeticError("no good")
+        (directory / "model").mkdir(exist_ok=True)
+    elif run.encoder:
+        assert (directory.parent / run.encoder / "model").is_dir(), "it starts from an encoder"
     if behaviour == "die":
         os.write(1, b"last words\n")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -54,14 +61,14 @@ def fake(run: Run, directory: Path, micro_batch_size: int | None) -> None:
         time.sleep(0.02)
     if behaviour.startswith("hold"):  # no more than so many examples, or it says so in these words
         most, _, words = behaviour.removeprefix("hold ").partition(" ")
-        if (micro_batch_size or run.settings.batch_size) > int(most):
+        if (micro_batch_size or run.config["batch_size"]) > int(most):
             raise RuntimeError(words) if words else MemoryError
     write_json_atomically(directory / "result.json", result(run, micro_batch_size))
 
 
-def result(run: Run, micro_batch_size: int | None = None) -> dict:
+def result(run: Run | Encoder, micro_batch_size: int | None = None) -> dict:
     """The same for a run whenever it is carried out; the best learning rate is 1e-3."""
-    score = run.condition.depth / 100 + (0.5 if run.learning_rate == 1e-3 else 0) + run.seed % 10 / 1000
+    score = run.config["depth"] / 100 + (0.5 if run.config["learning_rate"] == 1e-3 else 0) + run.seed % 10 / 1000
     given = {"threads": os.environ.get("OMP_NUM_THREADS")}
     return {
         "version": 1,
@@ -193,6 +200,24 @@ def test_runs_wait_for_a_learning_rate_that_could_not_be_chosen(output):
     tally = retry(output, workers=1, function=fake)
     assert (tally.finished, tally.skipped, tally.waiting, tally.failed) == (2 + 2, 4, 0, {})
     assert {one.config["depth"] for one in read_results(output)} == {2, 4}
+
+
+def test_encoders_come_first_and_their_runs_wait_for_them(output):
+    study = replace(TUNED, schemes=("plain",), baseline=None, learning_rates=RATES[:2], depths=(2, 4))
+    study = replace(study, pretraining=Pretraining(("text",)))
+    behave(output, 2, "raise when pre-training")
+    tally = go(output, study)  # of depth 4 an encoder, two runs that choose, two that are reported on
+    assert (tally.finished, tally.skipped, tally.waiting, len(tally.failed)) == (1 + 2 + 2, 0, 2 + 2, 1)
+    behave(output, 2)
+    tally = retry(output, workers=1, function=fake)
+    assert (tally.finished, tally.skipped, tally.waiting, tally.failed) == (1 + 2 + 2, 4, 0, {})
+    # Where the models are missing, as after a merge, encoders are made again, but only those that runs still need.
+    for path in output.glob("runs/*/model"):
+        path.rmdir()
+    assert go(output, study).finished == 0
+    behave(output, 2, "raise when pre-training")
+    tally = go(output, replace(study, depths=(4,), seeds=3))
+    assert (tally.finished, tally.failed) == (1 + 1, {})
 
 
 def test_a_run_that_raises_leaves_its_error_and_is_tried_again(output, capsys):
