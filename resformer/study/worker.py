@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from resformer.files import write_json_atomically
 from resformer.study.plan import Run
 from resformer.study.pretraining import Encoder
-from resformer.study.results import finished, read_result
+from resformer.study.results import finished, read_result, run_id
 
 Unit = Run | Encoder  # what is carried out
 Function = Callable[[Any, Path, int | None], Any]
@@ -90,7 +90,8 @@ def attempt(
         error.unlink(missing_ok=True)
         if result.exists():  # cut off, or of another version or run: not counted, and not thrown away either
             result.replace(rejected(directory))
-        write_json_atomically(directory / "config.json", run.config)
+        if run_id(read_result(directory).config) != run.id:  # what fine-tuning added, to go on by, is kept
+            write_json_atomically(directory / "config.json", run.config)
         with _output_to(log):
             try:
                 function(run, directory, micro_batch_size)
