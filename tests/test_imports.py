@@ -39,6 +39,7 @@ LIGHT = {
     "study/settings.py",
     "study/problems.py",
     "study/identity.py",
+    "study/condition.py",
     "study/pretraining.py",
     "study/selection.py",
     "study/results.py",

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from resformer.study.plan import RATES, TUNING_SEED, Condition, Facts, Run, Study, arm
-from resformer.study.pretraining import Pretraining
+from resformer.study.pretraining import Encoder, Pretraining
 from resformer.study.problems import Problems
 from resformer.study.results import Result
 from resformer.study.selection import Choice, choices, chosen
@@ -139,7 +139,8 @@ def test_encoders_are_shared_by_tasks_and_seeds():
     by_id = {encoder.id: encoder for encoder in encoders}
     for run in one.runs({}):
         encoder = by_id[run.encoder]
-        assert (encoder.scheme, encoder.depth) == (run.condition.scheme, run.condition.depth)
+        assert replace(encoder.condition, task="sentiment") == replace(run.condition, task="sentiment")
+        assert Encoder.read(json.loads(json.dumps(encoder.config))).id == encoder.id
         assert encoder.seed == run.seed % 2
     moved = replace(one, pretraining=Pretraining(["b.txt"], seeds=2))
     assert moved.encoders()[0].id == encoders[0].id

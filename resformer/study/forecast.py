@@ -158,8 +158,6 @@ class _Timed:
 
 def _kind(run: Run | Encoder) -> tuple[Any, ...]:
     """What decides how long a run takes, its depth last."""
-    if isinstance(run, Encoder):
-        return ("pre-training", run.scheme, run.extra_ffn > 0, run.depth)
     return (run.condition.task, run.condition.scheme, run.condition.extra_ffn > 0, run.condition.depth)
 
 

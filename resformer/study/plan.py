@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from resformer.spelling import parse_scheme
+from resformer.study.condition import Condition
 from resformer.study.identity import identity
-from resformer.study.pretraining import Encoder, Pretraining
+from resformer.study.pretraining import PRETRAINING, Encoder, Pretraining
 from resformer.study.problems import Problems
 from resformer.study.settings import Settings, number, whole
 
@@ -20,17 +21,6 @@ BASELINES = ("pre_ln", "post_ln", "identity")  # the first of these in a study i
 STATIC = "static_mix"  # the control that mixes all layers by weights that mean nothing
 TUNING_SEED = 1_000_000  # of the runs that choose a learning rate: none that is reported on
 RATES, PRETRAINED_RATES = (3e-4, 1e-3, 3e-3), (3e-5, 1e-4, 3e-4)  # from fresh weights; of a checkpoint
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the runs of a cell have in common, besides their learning rate."""
-
-    scheme: str  # as the user wrote it; `parse_scheme` reads it
-    depth: int  # layers
-    task: str
-    weight_init: str = "xavier"  # of the host's fresh weights
-    extra_ffn: int = 0  # units added to each feed-forward, for the control that spends a scheme's parameters there
 
 
 @dataclass(frozen=True)
@@ -63,6 +53,11 @@ class Run:
     def id(self) -> str:
         """The name of the run's directory: see `identity`."""
         return identity(self.config)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples a step."""
+        return self.settings.batch_size
 
     def __str__(self) -> str:
         c, rate = self.condition, "not chosen" if self.learning_rate is None else f"{self.learning_rate:g}"
@@ -156,12 +151,13 @@ class Study:
                 found.append(Condition(self.baseline, depth, task, init, units))
         return found
 
-    def encoders(self) -> list[Encoder]:
-        """The pre-training runs, each of which several runs start from: all of the first seed come first."""
+    def encoders(self, conditions: Sequence[Condition] | None = None) -> list[Encoder]:
+        """The pre-training runs that some conditions start from (None: all), each once; all of the first seed first."""
         if self.pretraining is None:
             return []
+        of = self.conditions() if conditions is None else conditions
         seeds = range(min(self.pretraining.seeds, self.seeds))
-        return list(dict.fromkeys(self._encoder(one, seed) for seed in seeds for one in self.conditions()))
+        return list(dict.fromkeys(self._encoder(one, seed) for seed in seeds for one in of))
 
     def tuning(self, condition: Condition) -> list[Run]:
         """The runs that choose the learning rate of a condition: none where there is one rate."""
@@ -206,15 +202,9 @@ class Study:
 
     def _encoder(self, condition: Condition, seed: int) -> Encoder:
         assert self.pretraining is not None
-        of_model = {name: value for name, value in vars(condition).items() if name != "task"}
+        shape = replace(condition, task=PRETRAINING)
         number = seed % self.pretraining.seeds
-        return Encoder(
-            **of_model,
-            seed=number,
-            corpus_sha256=self.facts.corpus,
-            pretraining=self.pretraining,
-            settings=self._settings(condition.depth),
-        )
+        return Encoder(shape, number, self.facts.corpus, self.pretraining, self._settings(condition.depth))
 
     def _settings(self, depth: int) -> Settings:
         return replace(self.settings, width=self.facts.widths.get(str(depth), self.settings.width))

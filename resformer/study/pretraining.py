@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from resformer.study.condition import Condition
 from resformer.study.identity import identity
 from resformer.study.problems import Problems
 from resformer.study.settings import Settings, number, whole
+
+PRETRAINING = "pre-training"  # what stands for the task of an encoder's condition
+OF_THE_MODEL = ("family", "width", "heads", "ffn_ratio", "dropout", "init", "precision")
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,7 @@ class Pretraining:
 class Encoder:
     """One pre-training run: everything that decides its outcome."""
 
-    scheme: str
-    depth: int
-    weight_init: str
-    extra_ffn: int
+    condition: Condition  # its task is `PRETRAINING`
     seed: int
     corpus_sha256: str | None
     pretraining: Pretraining
@@ -55,19 +57,31 @@ class Encoder:
     @property
     def config(self) -> dict[str, Any]:
         """All of it in one flat dict, as in config.json and result.json."""
-        own = {name: value for name, value in vars(self).items() if name not in ("pretraining", "settings")}
+        shape = {name: value for name, value in vars(self.condition).items() if name != "task"}
+        own = {"seed": self.seed, "corpus_sha256": self.corpus_sha256}
         model = {name: getattr(self.settings, name) for name in OF_THE_MODEL}
         training = {name: value for name, value in asdict(self.pretraining).items() if name != "seeds"}
-        return {"objective": "mlm", **own, **model, **training}
+        return {"objective": "mlm", **shape, **own, **model, **training}
 
     @property
     def id(self) -> str:
         """The name of the run's directory: see `identity`."""
         return identity(self.config)
 
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Encoder:
+        """From its `config`, whatever else is in it; `KeyError` where an entry is missing."""
+        shape = {one.name: config[one.name] for one in fields(Condition) if one.name != "task"}
+        given = {one.name: config[one.name] for one in fields(Pretraining) if one.name != "seeds"}
+        settings = Settings(**{name: config[name] for name in OF_THE_MODEL})
+        condition = Condition(**shape, task=PRETRAINING)
+        return cls(condition, config["seed"], config["corpus_sha256"], Pretraining(**given), settings)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a step."""
+        return self.pretraining.batch_size
+
     def __str__(self) -> str:
-        control = ", wider ffn" if self.extra_ffn else ""
-        return f"{self.scheme}{control}, depth {self.depth}, pre-training, seed {self.seed}"
-
-
-OF_THE_MODEL = ("family", "width", "heads", "ffn_ratio", "dropout", "init", "precision")
+        control = ", wider ffn" if self.condition.extra_ffn else ""
+        return f"{self.condition.scheme}{control}, depth {self.condition.depth}, {PRETRAINING}, seed {self.seed}"

@@ -137,7 +137,7 @@ def start(
 
 
 def fresh_model(
-    shape: Condition | Encoder,
+    shape: Condition,
     settings: Settings,
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
@@ -174,7 +174,7 @@ def encoder_parts(
     given, settings = run.pretraining, run.settings
     tokenizer, packed = prepare_text(given)
     longest = max(given.length, settings.max_length)
-    model = fresh_model(run, settings, run.seed, tokenizer, AutoModelForMaskedLM, longest)
+    model = fresh_model(run.condition, settings, run.seed, tokenizer, AutoModelForMaskedLM, longest)
     training = Training(
         steps=given.steps,
         batch_size=given.batch_size,
