@@ -351,8 +351,9 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and what it takes.")] = False,
 ) -> None:
     """Train schemes x depths x tasks x seeds, each cell at the learning rate that suits it, and report."""
-    from resformer.study.execute import execute, slots
+    from resformer.study.execute import execute
     from resformer.study.file import read_study
+    from resformer.study.pool import slots
     from resformer.study.report import write_report
 
     _quiet()

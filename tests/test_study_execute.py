@@ -21,11 +21,12 @@ from resformer.files import write_json_atomically
 from resformer.study.execute import execute, retry
 from resformer.study.plan import TUNING_SEED, Condition, Facts, Run, Study
 from resformer.study.pool import slots
+from resformer.study.pretraining import Encoder, Pretraining
 from resformer.study.progress import Progress, duration
 from resformer.study.results import HALVED, Result, open_study, read_result, read_results, read_study
 from resformer.study.selection import chosen
 from resformer.study.settings import Settings
-from resformer.study.worker import Slot
+from resformer.study.worker import Slot, attempt
 
 RESOLVED = Facts(data={"sentiment": "0" * 64})
 ONE_RATE = Study(
@@ -35,16 +36,22 @@ RATES = (1e-4, 1e-3, 1e-2)
 TUNED = replace(ONE_RATE, learning_rates=RATES, depths=(2,), seeds=2)
 
 
-def fake(run: Run, directory: Path, micro_batch_size: int | None) -> None:
+def fake(run: Run | Encoder, directory: Path, micro_batch_size: int | None) -> None:
     """Do what was asked for runs of this depth, note that it was done, and leave a result."""
     with open(directory / "attempts", "a") as attempts:
         attempts.write(f"{os.getpid()} {micro_batch_size}\n")
-    asked = directory.parents[1] / f"fake-{run.condition.depth}"
+    asked = directory.parents[1] / f"fake-{run.config['depth']}"
     behaviour = asked.read_text() if asked.exists() else ""
     if behaviour == "raise":
         raise ArithmeticError("no good")
-    if behaviour == "raise when tuning" and run.tuning:
+    if behaviour == "raise when tuning" and run.config.get("tuning"):
         raise ArithmeticError("no good")
+    if isinstance(run, Encoder):
+        if behaviour == "raise when pre-training":
+            raise ArithmeticError("no good")
+        (directory / "model").mkdir(exist_ok=True)
+    elif run.encoder:
+        assert (directory.parent / run.encoder / "model").is_dir(), "it starts from an encoder"
     if behaviour == "die":
         os.write(1, b"last words\n")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -54,14 +61,14 @@ def fake(run: Run, directory: Path, micro_batch_size: int | None) -> None:
         time.sleep(0.02)
     if behaviour.startswith("hold"):  # no more than so many examples, or it says so in these words
         most, _, words = behaviour.removeprefix("hold ").partition(" ")
-        if (micro_batch_size or run.settings.batch_size) > int(most):
+        if (micro_batch_size or run.config["batch_size"]) > int(most):
             raise RuntimeError(words) if words else MemoryError
     write_json_atomically(directory / "result.json", result(run, micro_batch_size))
 
 
-def result(run: Run, micro_batch_size: int | None = None) -> dict:
+def result(run: Run | Encoder, micro_batch_size: int | None = None) -> dict:
     """The same for a run whenever it is carried out; the best learning rate is 1e-3."""
-    score = run.condition.depth / 100 + (0.5 if run.learning_rate == 1e-3 else 0) + run.seed % 10 / 1000
+    score = run.config["depth"] / 100 + (0.5 if run.config["learning_rate"] == 1e-3 else 0) + run.seed % 10 / 1000
     given = {"threads": os.environ.get("OMP_NUM_THREADS")}
     return {
         "version": 1,
@@ -184,15 +191,33 @@ def test_learning_rates_are_chosen_first_and_then_run_with(tmp_path):
 
 def test_runs_wait_for_a_learning_rate_that_could_not_be_chosen(output):
     behave(output, 2, "raise when tuning")
-    study = replace(TUNED, depths=(2, 4))
+    study = replace(TUNED, schemes=("plain",), baseline=None, learning_rates=RATES[:2], depths=(2, 4))
     tally = go(output, study)
-    assert (tally.finished, tally.waiting, len(tally.failed)) == (2 * 3 + 4, 4, 6)
+    assert (tally.finished, tally.waiting, len(tally.failed)) == (2 + 2, 2, 2)
     behave(output, 2)
     # What failed, and what waited for that; not what is missing otherwise.
     open_study(output, replace(study, depths=(2, 4, 8)))
     tally = retry(output, workers=1, function=fake)
-    assert (tally.finished, tally.skipped, tally.waiting, tally.failed) == (6 + 4, 10, 0, {})
-    assert not any(run.condition.depth == 8 for run in RUNS if directory(output, run).exists())
+    assert (tally.finished, tally.skipped, tally.waiting, tally.failed) == (2 + 2, 4, 0, {})
+    assert {one.config["depth"] for one in read_results(output)} == {2, 4}
+
+
+def test_encoders_come_first_and_their_runs_wait_for_them(output):
+    study = replace(TUNED, schemes=("plain",), baseline=None, learning_rates=RATES[:2], depths=(2, 4))
+    study = replace(study, pretraining=Pretraining(("text",)))
+    behave(output, 2, "raise when pre-training")
+    tally = go(output, study)  # of depth 4 an encoder, two runs that choose, two that are reported on
+    assert (tally.finished, tally.skipped, tally.waiting, len(tally.failed)) == (1 + 2 + 2, 0, 2 + 2, 1)
+    behave(output, 2)
+    tally = retry(output, workers=1, function=fake)
+    assert (tally.finished, tally.skipped, tally.waiting, tally.failed) == (1 + 2 + 2, 4, 0, {})
+    # Where the models are missing, as after a merge, encoders are made again, but only those that runs still need.
+    for path in output.glob("runs/*/model"):
+        path.rmdir()
+    assert go(output, study).finished == 0
+    behave(output, 2, "raise when pre-training")
+    tally = go(output, replace(study, depths=(4,), seeds=3))
+    assert (tally.finished, tally.failed) == (1 + 1, {})
 
 
 def test_a_run_that_raises_leaves_its_error_and_is_tried_again(output, capsys):
@@ -236,9 +261,8 @@ def test_a_run_without_a_result_has_failed(output):
     assert set(go(output).failed.values()) == {"RuntimeError: the run ended without a result: no result.json"}
 
 
-@pytest.mark.parametrize("words", ["", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"])
-def test_memory_that_does_not_hold_a_batch_halves_it_and_marks_the_run(output, words, capsys):
-    behave(output, 8, f"hold 9 {words}")
+def test_memory_that_does_not_hold_a_batch_halves_it_and_marks_the_run(output, capsys):
+    behave(output, 8, "hold 9")
     tally = go(output, workers=2)
     assert (tally.finished, tally.failed) == (4, {})
     for run in DEEP:
@@ -251,19 +275,48 @@ def test_memory_that_does_not_hold_a_batch_halves_it_and_marks_the_run(output, w
     assert capsys.readouterr().err.count("out of memory, again with half the micro-batch: pl") == 2
 
 
-def test_memory_that_holds_not_one_example_is_a_failure(output):
-    behave(output, 8, "hold 0")
-    tally = go(output, replace(ONE_RATE, schemes=("plain",), baseline=None, settings=Settings(steps=8, batch_size=3)))
-    assert list(tally.failed.values()) == ["MemoryError"]
-    (failed,) = tally.failed
-    micros = [line.split()[1] for line in (output / "runs" / failed / "attempts").read_text().splitlines()]
-    assert micros == ["None", "1"]
+@pytest.mark.parametrize(
+    ("words", "micro", "outcome"),
+    [
+        ("", None, "memory"),
+        ("", 2, "memory"),
+        ("", 1, "failed"),  # not one example
+        ("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes", None, "memory"),
+        ("CUDA error: out of memory", None, "memory"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", None, "memory"),
+        ("The size of tensor a (3) must match the size of tensor b (4)", None, "failed"),
+    ],
+)
+def test_what_counts_as_memory_that_ran_out(output, words, micro, outcome):
+    behave(output, 8, f"hold 0 {words}")
+    assert attempt(fake, DEEP[0], directory(output, DEEP[0]), micro) == outcome
+    assert (directory(output, DEEP[0]) / "error.json").exists() == (outcome == "failed")
 
 
-def test_another_error_is_not_tried_with_less_memory(output):
-    behave(output, 8, "hold 9 sizes do not match")
-    assert len(go(output).failed) == 2
-    assert all(len(attempts(output, run)) == 1 for run in DEEP)
+def test_cuda_memory_that_ran_out_counts_whatever_it_says(output):
+    from torch import OutOfMemoryError
+
+    def function(run: Run, directory: Path, micro_batch_size: int | None) -> None:
+        raise OutOfMemoryError("no words")
+
+    assert attempt(function, RUNS[0], directory(output, RUNS[0])) == "memory"
+
+
+def test_a_result_that_hides_its_micro_batch_is_not_kept(output):
+    run = RUNS[0]
+    assert attempt(lambda run, path, micro: fake(run, path, None), run, directory(output, run), 4) == "failed"
+    assert "settings.micro_batch_size None, not 4" in read_result(directory(output, run)).error
+
+
+def test_a_real_run_is_known_by_its_result_and_says_in_what_parts_it_was_computed(tmp_path):
+    settings = Settings(width=8, max_length=8, train_size=64, batch_size=16, steps=2)
+    run = Run(Condition("rezero", 1, "sentiment"), 0, 1e-3, tuning=True, settings=settings)
+    from resformer.study.run import run as carry_out
+
+    assert attempt(carry_out, run, tmp_path / run.id, 4) == "finished"
+    found = read_result(tmp_path / run.id)
+    assert (found.status, found.micro_batch_size, found.problem) == ("ok", 4, None)
+    assert HALVED in found.flags
 
 
 def damage(path: Path, kind: str, other: Run) -> None:
@@ -280,21 +333,28 @@ def damage(path: Path, kind: str, other: Run) -> None:
         ("of another run", f"is of another run, {RUNS[1].id}"),
     ],
 )
-def test_a_result_that_does_not_count_is_moved_aside_and_the_run_done_again(output, capsys, kind, says):
-    go(output)
-    path = directory(output, RUNS[0]) / "result.json"
+def test_a_result_that_does_not_count_is_moved_aside_and_the_run_done_again(output, kind, says):
+    place = directory(output, RUNS[0])
+    assert attempt(fake, RUNS[0], place) == "finished"
     for number in (1, 2):
-        damage(path, kind, RUNS[1])
-        (wrong,) = [one for one in read_results(output) if not one.finished]
-        assert says in wrong.problem
-        capsys.readouterr()
-        tally = go(output)
-        assert (tally.finished, tally.skipped) == (1, 3)
-        said = capsys.readouterr().err.replace("\n", " ")
-        assert f"run {RUNS[0].id}: result.json {says}"[:50] in said
-        assert "moved to rejected" in said
-        assert read_result(path.parent).finished
-        assert (path.parent / f"rejected-{number}.json").exists()
+        assert attempt(fake, RUNS[0], place) == "elsewhere"
+        damage(place / "result.json", kind, RUNS[1])
+        (wrong,) = read_results(output)
+        assert (wrong.status, says in wrong.problem) == ("unfinished", True)
+        wrong_text = (place / "result.json").read_text()
+        assert attempt(fake, RUNS[0], place) == "finished"
+        assert read_result(place).finished
+        assert (place / f"rejected-{number}.json").read_text() == wrong_text
+
+
+def test_a_result_that_does_not_count_is_named(output, capsys):
+    put = directory(output, RUNS[0])
+    put.mkdir(parents=True)
+    (put / "result.json").write_text("{")
+    assert go(output).finished == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"run {RUNS[0].id}: result.json cannot be read" in said
+    assert "it is moved to rejected-N.json, and run again" in said
 
 
 def test_shards_are_disjoint_and_complete(tmp_path):

@@ -118,14 +118,13 @@ def test_status_from_the_command_line_needs_no_torch(tmp_path):
 
 def test_shards_of_machines_without_a_shared_disk_are_merged(tmp_path, capsys):
     study = replace(TUNED, depths=(2, 8))
-    go(tmp_path / "whole", study)
     for i in (0, 1):
         go(tmp_path / f"part-{i}", study, shard=(i, 2), command=f"compare --shard {i}/2")
     main_output = tmp_path / "merged"
     with pytest.raises(SystemExit, match="0"):
         main(["study", "merge", str(main_output), str(tmp_path / "part-0"), str(tmp_path / "part-1")])
     assert capsys.readouterr().out == "20 runs copied, 0 found twice with the same result\n"
-    assert content(main_output) == content(tmp_path / "whole")
+    assert content(main_output) == content(filled(tmp_path / "whole", study))
     assert [entry["command"] for entry in read_study(main_output)] == ["compare --shard 0/2", "compare --shard 1/2"]
     assert all((path / "log.txt").exists() and (path / "config.json").exists() for path in main_output.glob("runs/*"))
     assert go(main_output, study).skipped == 20
@@ -160,6 +159,13 @@ def test_conflicts_are_all_listed_and_nothing_is_changed(tmp_path):
     assert f"runs/{first.id}: score 0.58 and 0.25" in said[0]
     assert f"runs/{second.id}: different loss curves" in said[1]
     assert {path: path.read_bytes() for path in one.rglob("*") if path.is_file()} == before
+
+
+def test_retry_from_the_command_line(tmp_path, capsys):
+    output = filled(tmp_path / "out", ONE_RATE)
+    with pytest.raises(SystemExit, match="0"):
+        main(["study", "retry", str(output)])
+    assert capsys.readouterr().out == "0 runs finished, 0 failed\n"
 
 
 def test_what_failed_or_does_not_count_is_not_merged(tmp_path):

@@ -15,11 +15,13 @@ from pathlib import Path
 from resformer.errors import unknown
 from resformer.study.plan import Condition, Run, Study
 from resformer.study.pool import Pool
+from resformer.study.pretraining import Encoder
 from resformer.study.progress import Progress
 from resformer.study.ray_pool import RayPool
 from resformer.study.results import Result, open_study, read_result, read_study
 from resformer.study.selection import chosen
-from resformer.study.worker import Function
+from resformer.study.settings import Settings
+from resformer.study.worker import Function, Unit, done
 
 EXECUTORS = ("local", "ray")
 RUN = "resformer.study.run:run"
@@ -32,7 +34,7 @@ class Tally:
     finished: int  # now
     skipped: int  # finished before
     elsewhere: int  # being run by another process in the same folder
-    waiting: int = 0  # for a learning rate: runs that choose it failed, or are elsewhere
+    waiting: int = 0  # for an encoder or a learning rate: its runs failed, or are elsewhere
     failed: dict[str, str] = field(default_factory=dict)  # id of the run -> its error
 
 
@@ -48,8 +50,8 @@ def execute(
     say: Callable[[str], None] | None = None,
     address: str | None = None,
 ) -> Tally:
-    """Carry out the runs of `study` that have no result yet in `output`, and say what became of them: first those
-    that choose learning rates, then those that are reported on.
+    """Carry out the runs of `study` that have no result yet in `output`, and say what became of them: first the
+    encoders that others start from, then the runs that choose learning rates, then those that are reported on.
 
     executor  "local", processes of this machine, or "ray": then `output` is on a disk that all nodes share
     workers   how many runs at a time; None: one per GPU, or per core where there is none
@@ -101,10 +103,12 @@ def retry(
     parts = [(study, study.conditions()) for study in studies(output)]
     look = _look(output)
     tuned = [run for study, part in parts for condition in part for run in study.tuning(condition)]
-    held_up = {run.condition for run in tuned if look(run).status == "failed"}
+    broken = {encoder.id for study, _ in parts for encoder in study.encoders() if look(encoder).status == "failed"}
+    held_up = {_kind(run) for run in tuned if look(run).status == "failed" or run.encoder in broken}
 
     def wanted(run: Run, result: Result) -> bool:
-        return result.status == "failed" or (not result.finished and not run.tuning and run.condition in held_up)
+        waited = run.encoder in broken or (not run.tuning and _kind(run) in held_up)
+        return result.status == "failed" or (not result.finished and waited)
 
     with contextlib.closing(pool):
         return _carry_out(parts, output, pool, wanted)
@@ -128,7 +132,7 @@ def _pool(function: Function | str, executor: str, workers: int | None, address:
     return Pool(function, workers)
 
 
-def _look(output: Path) -> Callable[[Run], Result]:
+def _look(output: Path) -> Callable[[Unit], Result]:
     return lambda run: read_result(output / "runs" / run.id)
 
 
@@ -141,6 +145,9 @@ def _carry_out(
     """The runs of some conditions of each study that are `wanted`, which is said of none that is finished."""
     look = _look(output)
 
+    def place(run: Unit) -> Path:
+        return output / "runs" / run.id
+
     def tuning() -> list[Run]:
         return _each_once(run for study, part in parts for condition in part for run in study.tuning(condition))
 
@@ -149,22 +156,31 @@ def _carry_out(
             run for study, part in parts for run in study.runs(chosen(study, look)) if run.condition in part
         )
 
+    def ready(run: Run) -> bool:
+        start = encoders.get(run.encoder or "")
+        return run.learning_rate is not None and (start is None or done(start, place(start)))
+
+    encoders = {encoder.id: encoder for study, _ in parts for encoder in study.encoders()}
     before = {run: look(run) for run in tuning() + reported()}
-    skipped = [run for run, result in before.items() if result.finished]
+    skipped: list[Unit] = [run for run, result in before.items() if result.finished]
+    asked: list[Unit] = [run for run, result in before.items() if wanted(run, result)]
+    needed = {run.encoder for run in asked if isinstance(run, Run)}
+    first = [encoder for name, encoder in encoders.items() if name in needed and not done(encoder, place(encoder))]
     ended: Counter[str] = Counter()
     failed = {}
-    with Progress([*skipped, *(run for run, result in before.items() if wanted(run, result))], skipped) as progress:
-        for stage in (tuning, reported):
-            runs = [run for run in stage() if run.learning_rate is not None]
-            for run in runs:
-                if run not in before and look(run).finished:  # at a rate that was chosen just now
-                    skipped.append(run)
+    with Progress([*first, *skipped, *asked], skipped) as progress:
+        stages: tuple[Callable[[], Sequence[Unit]], ...] = (lambda: first, tuning, reported)
+        for stage in stages:
+            todo: list[Unit] = []
+            for run in stage():
+                if run not in before and isinstance(run, Run) and look(run).finished:
+                    skipped.append(run)  # at a rate that was chosen just now
                     progress.skip(run)
-            todo = [run for run in runs if wanted(run, look(run))]
-            for run in todo:
-                if problem := look(run).problem:
-                    progress.say(f"run {run.id}: {problem}; it is moved to rejected-N.json, and run again")
-            for run, event in pool.carry_out([(run, output / "runs" / run.id) for run in todo]):
+                elif isinstance(run, Encoder) or (ready(run) and wanted(run, look(run))):
+                    todo.append(run)
+                    if problem := look(run).problem:
+                        progress.say(f"run {run.id}: {problem}; it is moved to rejected-N.json, and run again")
+            for run, event in pool.carry_out([(run, place(run)) for run in todo]):
                 if event == "started":
                     progress.start(run)
                     continue
@@ -173,8 +189,13 @@ def _carry_out(
                 ended[event] += 1
                 if event == "failed":
                     failed[run.id] = str(result.error)
-    waiting = sum(run.learning_rate is None and wanted(run, look(run)) for run in reported())
+    waiting = sum(not ready(run) and wanted(run, look(run)) for run in tuning() + reported())
     return Tally(ended["finished"], len(skipped), ended["elsewhere"], waiting, failed)
+
+
+def _kind(run: Run) -> tuple[Condition, Settings, bool]:
+    """What a run has in common with those that choose its learning rate, and with no run of another study."""
+    return run.condition, run.settings, run.encoder is None
 
 
 def _each_once(runs: Iterable[Run]) -> list[Run]:

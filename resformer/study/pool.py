@@ -13,10 +13,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from resformer.study.plan import Run
-from resformer.study.worker import Function, Slot, record, serve, smaller
+from resformer.study.worker import Function, Slot, Unit, record, serve, smaller
 
-Job = tuple[Run, Path, int | None]  # with its directory, and how many examples are computed at once (None: the batch)
+Job = tuple[Unit, Path, int | None]  # with its directory, and how many examples are computed at once (None: the batch)
 
 
 class Pool:
@@ -30,7 +29,7 @@ class Pool:
     def vacant(self) -> list[Slot]:
         return slots(self.count)[::-1]
 
-    def carry_out(self, jobs: Iterable[tuple[Run, Path]]) -> Generator[tuple[Run, str]]:
+    def carry_out(self, jobs: Iterable[tuple[Unit, Path]]) -> Generator[tuple[Unit, str]]:
         """Yield (run, "started") and (run, what became of it in the words of `attempt`) for each of the runs.
 
         After "memory" the run is started again, in a fresh process and with half the micro-batch; a process that dies
@@ -59,7 +58,7 @@ class Pool:
             for worker in dict.fromkeys(ends[end] for end in wait(ends)):
                 yield from self._heard(worker)
 
-    def _heard(self, worker: _Worker) -> Iterable[tuple[Run, str]]:
+    def _heard(self, worker: _Worker) -> Iterable[tuple[Unit, str]]:
         """What a worker has to say, or that it has ended."""
         said, started = worker.receive(), worker.ready
         if said == "ready":

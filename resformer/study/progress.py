@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 
 from resformer.study.plan import Condition, Run
 from resformer.study.results import Result
+from resformer.study.worker import Unit
 
 WIDTH = 80  # of the plain lines, in characters
 
@@ -24,19 +25,20 @@ class Progress:
     task from the runs that have ended, by the time they took for their work: layers x width^2 x length.
     """
 
-    def __init__(self, runs: Iterable[Run], before: Iterable[Run] = (), console: Console | None = None):
+    def __init__(self, runs: Iterable[Unit], before: Iterable[Unit] = (), console: Console | None = None):
         self.console = console or Console(stderr=True)
         self.began = time.monotonic()
         self.left: Counter[Condition] = Counter()  # runs of each that have not ended well
         self.work: Counter[str] = Counter()  # of each task, that is to be done
         self.worked: Counter[str] = Counter()  # of each task, that was done here
         self.seconds: defaultdict[str, float] = defaultdict(float)  # that it took, of one slot
-        self.since: dict[Run, float] = {}  # when those that are running began
+        self.since: dict[Unit, float] = {}  # when those that are running began
         self.done = self.failed = self.total = 0
         for run in runs:
             self.total += 1
-            self.left[run.condition] += 1
-            self.work[run.condition.task] += work(run)
+            if isinstance(run, Run):
+                self.left[run.condition] += 1
+            self.work[_task(run)] += work(run)
         for run in before:
             self.skip(run)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[left]}"))
@@ -54,32 +56,33 @@ class Progress:
         """A line of its own, above the bar."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def skip(self, run: Run) -> None:
+    def skip(self, run: Unit) -> None:
         """One run was finished before."""
         self.done += 1
-        self.left[run.condition] -= 1
-        self.work[run.condition.task] -= work(run)
+        if isinstance(run, Run):
+            self.left[run.condition] -= 1
+        self.work[_task(run)] -= work(run)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Unit) -> None:
         """One run has begun."""
         self.since[run] = time.monotonic()
         self._show()
 
-    def advance(self, run: Run, outcome: str, result: Result) -> None:
+    def advance(self, run: Unit, outcome: str, result: Result) -> None:
         """One run has ended, in the words of `attempt`."""
         spent = time.monotonic() - self.since.pop(run)
         if outcome != "elsewhere":
-            self.seconds[run.condition.task] += spent
+            self.seconds[_task(run)] += spent
         if outcome == "memory":
             self.say(_fit(f"out of memory, again with half the micro-batch: {run}"))
             self._show()
             return
         if outcome == "finished":
-            self.worked[run.condition.task] += work(run)
+            self.worked[_task(run)] += work(run)
             self.skip(run)
             outcome = result.status if result.score is None else f"{result.score:.3f}"
         else:  # to be done another time, or by another
-            self.work[run.condition.task] -= work(run)
+            self.work[_task(run)] -= work(run)
             self.failed += outcome == "failed"
         self._show()
         if outcome in ("failed", "diverged") or not self.console.is_terminal:
@@ -114,11 +117,15 @@ class Progress:
         self.bar.update(self.task, completed=self.done, description=self.standing(), left=self.remaining())
 
 
-def work(run: Run) -> int:
+def work(run: Unit) -> int:
     """What a run costs, in a unit that is the same for all runs of a task."""
     settings = run.config
     length = settings["steps"] if "steps" in settings else settings["epochs"] * 1000
-    return round(run.condition.depth * run.settings.width**2 * length)
+    return round(settings["depth"] * run.settings.width**2 * length)
+
+
+def _task(run: Unit) -> str:
+    return run.condition.task if isinstance(run, Run) else "pre-training"
 
 
 def duration(seconds: float) -> str:

@@ -17,13 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from resformer.study.plan import Run
 from resformer.study.pool import Job
-from resformer.study.worker import Function, Slot, attempt, prepared, record, smaller
+from resformer.study.worker import Function, Slot, Unit, attempt, prepared, record, smaller
 
 RETRIES = 3  # of a run whose process or node died; one that raises is not tried again
-# Seconds that a run may be held by a process that is ending, since its driver was killed; and, since its node died, by a
-# disk that waits for the node to come back, as NFS does for 90.
+# Seconds that a run may still be held by a process that is ending, since its driver was killed; or, since its node
+# died, by a shared disk that waits for the node to come back, as NFS does for 90.
 PATIENCE, PATIENCE_AFTER_DEATH = 30.0, 180.0
 POLL = 10.0  # seconds after which the size of the cluster is looked at again
 
@@ -41,7 +40,7 @@ class RayPool:
         self.function, self.count, self.address = function, workers, address
         self.started = False  # a Ray that is to be ended by us
         self.flying: dict[Any, Job] = {}
-        self.deaths: Counter[Run] = Counter()
+        self.deaths: Counter[Unit] = Counter()
 
     @cached_property
     def ray(self) -> Any:
@@ -57,7 +56,7 @@ class RayPool:
             self.started = True
         return ray
 
-    def carry_out(self, jobs: Iterable[tuple[Run, Path]]) -> Generator[tuple[Run, str]]:
+    def carry_out(self, jobs: Iterable[tuple[Unit, Path]]) -> Generator[tuple[Unit, str]]:
         """As `Pool.carry_out`; a run has started when it is given to Ray, which is once there is room for it."""
         todo: deque[Job] = deque((run, directory, None) for run, directory in jobs)
         while todo or self.flying:
@@ -124,7 +123,7 @@ def _check_reachable(address: str | None) -> None:
 
 
 def _carry_out(
-    function: Function | str, slot: Slot, patience: float, run: Run, directory: Path, micro_batch_size: int | None
+    function: Function | str, slot: Slot, patience: float, run: Unit, directory: Path, micro_batch_size: int | None
 ) -> str:
     threading.Thread(target=_end_with_node, daemon=True).start()
     return attempt(prepared(function, slot), run, directory, micro_batch_size, patience)

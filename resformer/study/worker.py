@@ -21,9 +21,11 @@ from typing import Any, TextIO
 
 from resformer.files import write_json_atomically
 from resformer.study.plan import Run
-from resformer.study.results import finished, read_result
+from resformer.study.pretraining import Encoder
+from resformer.study.results import finished, read_result, run_id
 
-Function = Callable[[Run, Path, int | None], Any]
+Unit = Run | Encoder  # what is carried out
+Function = Callable[[Any, Path, int | None], Any]
 LOG = "log.txt"  # also what is locked while a process is at a run
 # What torch says in errors of other kinds when memory ran out: of the CPU's allocator, of CUDA, of cuBLAS.
 NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -70,7 +72,7 @@ def prepared(function: Function | str, slot: Slot) -> Function:
 
 
 def attempt(
-    function: Function, run: Run, directory: Path, micro_batch_size: int | None = None, patience: float = 0.5
+    function: Function, run: Unit, directory: Path, micro_batch_size: int | None = None, patience: float = 0.5
 ) -> str:
     """Carry out one run, and say what became of it.
 
@@ -82,13 +84,14 @@ def attempt(
     result, error = directory / "result.json", directory / "error.json"
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / LOG, "a") as log:
-        if not _claim(log, patience) or finished(directory):
+        if not _claim(log, patience) or done(run, directory):
             return "elsewhere"
         log.truncate(0)
         error.unlink(missing_ok=True)
         if result.exists():  # cut off, or of another version or run: not counted, and not thrown away either
             result.replace(rejected(directory))
-        write_json_atomically(directory / "config.json", run.config)
+        if run_id(read_result(directory).config) != run.id:  # what fine-tuning added, to go on by, is kept
+            write_json_atomically(directory / "config.json", run.config)
         with _output_to(log):
             try:
                 function(run, directory, micro_batch_size)
@@ -109,13 +112,18 @@ def attempt(
     return "finished"
 
 
-def smaller(run: Run, micro_batch_size: int | None) -> int | None:
+def done(run: Unit, directory: Path) -> bool:
+    """Whether there is nothing left to do: of an encoder the model has to be there too, which `merge` leaves behind."""
+    return finished(directory) and (isinstance(run, Run) or (directory / "model").is_dir())
+
+
+def smaller(run: Unit, micro_batch_size: int | None) -> int | None:
     """Half as many examples at once, at least one; None where it was one already."""
-    size = run.settings.batch_size if micro_batch_size is None else micro_batch_size
+    size = run.config["batch_size"] if micro_batch_size is None else micro_batch_size
     return size // 2 or None
 
 
-def record(run: Run, directory: Path, error: str, details: str | None = None) -> None:
+def record(run: Unit, directory: Path, error: str, details: str | None = None) -> None:
     """Leave error.json; without `details` the end of the log stands for them."""
     log = directory / LOG
     if details is None:
