@@ -347,14 +347,14 @@ def compare(
     endpoint: Annotated[str | None, typer.Option(help="score or train_loss: what is tested. [default: score]")] = None,
     protocol: Annotated[str | None, typer.Option(help="controlled or cramming. [default: controlled]")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
+    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster. [default: one of its own]")] = None,
     shard: Annotated[str | None, typer.Option(help="I/N: only every N-th cell, from cell I; for job arrays.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and what it takes.")] = False,
 ) -> None:
     """Train schemes x depths x tasks x seeds, each cell at the learning rate that suits it, and report."""
     from resformer.study.execute import execute
     from resformer.study.file import read_study
-    from resformer.study.pool import slots
-    from resformer.study.report import write_report
 
     _quiet()
     axes = {
@@ -373,15 +373,15 @@ def compare(
     plan = read_study(study, {name: value for name, value in axes.items() if value is not None} | settings, _say)
     if dry_run:
         from resformer.study.forecast import forecast
+        from resformer.study.pool import slots
 
         _show(forecast(plan, output, workers=len(slots(workers)), say=_say))
         return
-    tally = execute(plan, output, workers=workers, shard=part, command=_command(), say=_say)
-    report = write_report(output)
-    typer.echo(f"{tally.finished} runs finished, {tally.skipped} were there, {len(tally.failed)} failed")
-    for run, error in tally.failed.items():
-        typer.echo(f"  {run}: {error}", err=True)
-    typer.echo(f"report: {report}")
+    tally = execute(
+        plan, output, executor=executor, workers=workers, shard=part, command=_command(), say=_say, address=address
+    )
+    _tell_tally(tally)
+    report(output)
     if tally.failed:
         raise typer.Exit(1)
 
@@ -425,9 +425,7 @@ def study_retry(
     from resformer.study.execute import retry
 
     tally = retry(folder, executor=executor, workers=workers, address=address)
-    typer.echo(f"{tally.finished} runs finished, {len(tally.failed)} failed")
-    for run, error in tally.failed.items():
-        typer.echo(f"  {run}: {error}", err=True)
+    _tell_tally(tally)
     if tally.failed:
         raise typer.Exit(1)
 
@@ -465,6 +463,19 @@ def spread(arguments: list[str]) -> list[str]:
 def _parted(argument: str) -> list[str]:
     name, equals, value = argument.partition("=")
     return [name, value] if equals and name in LISTS else [argument]
+
+
+def _tell_tally(tally: Any) -> None:
+    counts = {
+        "finished": tally.finished,
+        "there before": tally.skipped,
+        "failed": len(tally.failed),
+        "at another process": tally.elsewhere,
+        "waiting for others": tally.waiting,
+    }
+    typer.echo("runs: " + ", ".join(f"{n} {what}" for what, n in counts.items() if n or what in ("finished", "failed")))
+    for run, error in tally.failed.items():
+        typer.echo(f"  {run}: {error}", err=True)
 
 
 def _read(kind: type, text: Any) -> Any:

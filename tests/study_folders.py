@@ -63,7 +63,7 @@ GAINS = {
     ("pre_ln", 6): (0, 0, 0), ("pre_ln", 12): (0, 0, 0), ("pre_ln", 24): (0, 0, 0),
     ("rezero", 6): (0.01, 0.02, 0.03), ("rezero", 12): (0.04, 0.05, 0.06), ("rezero", 24): (0.07, 0.08, 0.12),
 }  # fmt: skip
-CONTROLS = {"static_mix": (-0.01, 0.0, 0.01), "pre_ln, wider ffn": (0.0, 0.01, -0.01)}
+CONTROLS = {"static_mix": (-0.01, 0.0, 0.01), "pre_ln + wider ffn": (0.0, 0.01, -0.01)}
 FULL = study(
     ("pre_ln", "rezero", "static_mix"),
     DEPTHS,

@@ -165,7 +165,7 @@ def test_retry_from_the_command_line(tmp_path, capsys):
     output = filled(tmp_path / "out", ONE_RATE)
     with pytest.raises(SystemExit, match="0"):
         main(["study", "retry", str(output)])
-    assert capsys.readouterr().out == "0 runs finished, 0 failed\n"
+    assert capsys.readouterr().out == "runs: 0 finished, 4 there before, 0 failed\n"
 
 
 def test_what_failed_or_does_not_count_is_not_merged(tmp_path):

@@ -75,7 +75,7 @@ def test_controls_and_arms():
     one = study(controls=True, facts=Facts(wider={"2": 0, "8": 3, "16": 5}))
     wider = [condition for condition in one.conditions() if condition.extra_ffn]
     assert [(c.scheme, c.depth, c.extra_ffn) for c in wider] == [("pre_ln", 16, 5), ("pre_ln", 8, 3)]
-    assert arm(one.runs({})[2].config) == "pre_ln, wider ffn"
+    assert arm(one.runs({})[2].config) == "pre_ln + wider ffn"
     assert arm(one.runs({})[0].config) == "plain"
     assert not any(c.extra_ffn for c in replace(one, controls=False).conditions())
 

@@ -137,7 +137,6 @@ def test_what_few_encoders_leave_open_is_said(tmp_path):
     assert any("1 encoder for each arm and depth and 3 seeds of fine-tuning" in text for text in document["caveats"])
 
 
-@pytest.mark.xfail(reason="`read_result` takes encoders for results of no run", strict=True)
 def test_encoders_are_counted(tmp_path):
     path = write_study(tmp_path / "runs", PRETRAINED, outcome=lambda run: ended(run, 0.7))
     for encoder in PRETRAINED.encoders():

@@ -54,11 +54,11 @@ def test_the_first_screen_says_which_scheme_to_what_depth_and_how_sure(written):
     _, page = written
     (heading,) = page.texts("h1")
     assert heading == (
-        "Settings in which a scheme still learns at the greatest depth: pre_ln and pre_ln, wider ffn (control) in "
+        "Settings in which a scheme still learns at the greatest depth: pre_ln and pre_ln + wider ffn (control) in "
         "2 of 2; rezero and static_mix (control) in 1 of 2."
     )
     header = page.texts("header")[0]
-    assert "No scheme is shown to beat every control (static_mix; pre_ln, wider ffn) on any setting" in header
+    assert "No scheme is shown to beat every control (static_mix; pre_ln + wider ffn) on any setting" in header
     assert (
         "Of 18 declared comparisons with pre_ln by score none shows a difference after Holm's correction; "
         "3 of the 17 that could be tested have intervals of their own that exclude zero."
@@ -99,7 +99,7 @@ def test_controls_are_called_so_wherever_they_are(written):
     _, page = written
     for tag in ("th", "li"):
         for text in page.texts(tag):
-            if text.startswith(("static_mix", "pre_ln, wider ffn")) and "at depth" not in text and "Every" not in text:
+            if text.startswith(("static_mix", "pre_ln + wider ffn")) and "at depth" not in text and "Every" not in text:
                 assert "control" in text, text
 
 

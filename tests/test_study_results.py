@@ -8,7 +8,7 @@ import pytest
 
 from resformer.files import write_json_atomically
 from resformer.study.plan import Condition, Run, Study
-from resformer.study.pretraining import Encoder, Pretraining
+from resformer.study.pretraining import PRETRAINING, Encoder, Pretraining
 from resformer.study.results import HALVED, add_entries, finished, open_study, read_results, read_study, run_id
 from resformer.study.settings import Settings
 
@@ -106,7 +106,7 @@ def test_a_result_speaks_for_itself_where_the_configuration_is_lost(output):
         Run(Condition("plain", 2, "rte", "bert", 7), 3, 1e-3, True, "0" * 64, settings=Settings(width=32, epochs=2)),
         Run(Condition("plain", 2, "rte"), 3, 1e-3, settings=Settings(steps=9)),
         Run(Condition("plain", 2, "rte"), 3, 1e-3, encoder="0" * 12),
-        Encoder("plain", 2, "bert", 5, 1, "0" * 64, Pretraining(("text",), steps=9)),
+        Encoder(Condition("plain", 2, PRETRAINING, "bert", 5), 1, "0" * 64, Pretraining(("text",), steps=9)),
         Run(Condition("plain", 12, "rte"), 0, 1e-5, False, "0" * 64, "1" * 64, settings=Settings(model="folder")),
     ],
 )

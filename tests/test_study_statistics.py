@@ -39,7 +39,7 @@ def test_paired_differences_with_intervals_and_holm(document):
     assert third["adjusted"] == pytest.approx(16 * (1 - math.sqrt(t2 / (t2 + 2))), rel=1e-6)
     assert (third["stars"], third["verdict"], third["primary"]) == ("", None, True)
     assert test["sentence"] == "+0.050 (95% interval +0.025 to +0.075, n=3)"
-    equal = one(agreement["comparisons"], arm="pre_ln, wider ffn", depth=6, endpoint="score")
+    equal = one(agreement["comparisons"], arm="pre_ln + wider ffn", depth=6, endpoint="score")
     assert equal["sentence"].startswith("no detectable difference (95% interval −0.025 to +0.025, n=3, detectable 0.0")
 
 
@@ -243,7 +243,7 @@ def test_the_arms_of_the_study(document):
         ("pre_ln", False, True),
         ("rezero", False, False),
         ("static_mix", True, False),
-        ("pre_ln, wider ffn", True, False),
+        ("pre_ln + wider ffn", True, False),
     ]
     assert {arm(run) for setting in document["settings"] for run in setting["runs"]} == {
         a["name"] for a in document["arms"]

@@ -212,7 +212,7 @@ class Study:
 
 def arm(config: Mapping[str, Any]) -> str:
     """What is compared in a run's config: its scheme, or the control that the scheme stands for with more units."""
-    return f"{config['scheme']}, wider ffn" if config.get("extra_ffn") else str(config["scheme"])
+    return f"{config['scheme']} + wider ffn" if config.get("extra_ffn") else str(config["scheme"])
 
 
 def _distinct(problems: Problems, name: str, keys: Iterable[str], shown: tuple[Any, ...]) -> None:

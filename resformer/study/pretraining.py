@@ -61,6 +61,7 @@ class Encoder:
         own = {"seed": self.seed, "corpus_sha256": self.corpus_sha256}
         model = {name: getattr(self.settings, name) for name in OF_THE_MODEL}
         training = {name: value for name, value in asdict(self.pretraining).items() if name != "seeds"}
+        training["corpus"] = list(self.pretraining.corpus)  # as JSON has it
         return {"objective": "mlm", **shape, **own, **model, **training}
 
     @property
@@ -83,5 +84,5 @@ class Encoder:
         return self.pretraining.batch_size
 
     def __str__(self) -> str:
-        control = ", wider ffn" if self.condition.extra_ffn else ""
+        control = " + wider ffn" if self.condition.extra_ffn else ""
         return f"{self.condition.scheme}{control}, depth {self.condition.depth}, {PRETRAINING}, seed {self.seed}"

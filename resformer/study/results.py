@@ -17,9 +17,8 @@ from typing import Any, NoReturn
 
 from resformer.files import write_json_atomically
 from resformer.provenance import provenance
-from resformer.study.identity import identity
 from resformer.study.plan import Condition, Run, Study
-from resformer.study.pretraining import OF_THE_MODEL, Encoder, Pretraining
+from resformer.study.pretraining import Encoder
 from resformer.study.settings import Settings
 
 VERSION = 1  # of study.json and result.json
@@ -195,9 +194,10 @@ def _fault(payload: dict[str, Any]) -> str | None:
 def run_id(config: Mapping[str, Any]) -> str | None:
     """The id of the run or encoder that has this configuration, whatever else is in it; None if it is of none."""
     if "objective" in config:
-        parts = {one.name for one in (*fields(Encoder), *fields(Pretraining))} - {"pretraining", "settings", "seeds"}
-        entries = parts | {"objective", *OF_THE_MODEL}
-        return None if entries - config.keys() else identity({name: config[name] for name in entries})
+        try:
+            return Encoder.read(config).id
+        except (KeyError, TypeError, ValueError):
+            return None
     names = {one.name for one in fields(Settings)} & config.keys()
     if "epochs" in names:
         names -= {"steps"}  # so many they came to

@@ -32,6 +32,7 @@ from resformer.study.plan import Condition, Run
 from resformer.study.pretraining import Encoder, Pretraining
 from resformer.study.settings import Settings
 from resformer.train.finetune import finetune
+from resformer.train.folder import CHECKPOINTS
 from resformer.train.load import load_model
 from resformer.train.pretrain import pack, pretrain
 from resformer.train.settings import Settings as Training
@@ -55,9 +56,16 @@ def run(run: Run | Encoder, directory: Path, micro_batch_size: int | None = None
     """
     if isinstance(run, Encoder):
         model, tokenizer, packed, training = encoder_parts(run, micro_batch_size)
-        describe = run.config
         return pretrain(
-            model, tokenizer, packed, directory, training, held_out=HELD_OUT, progress=False, describe=describe
+            model,
+            tokenizer,
+            packed,
+            directory,
+            training,
+            held_out=HELD_OUT,
+            overwrite=not (directory / CHECKPOINTS).is_dir(),  # the configuration that the study has left there
+            progress=False,
+            describe=run.config,
         )
     beside = None if run.encoder is None else directory.parent / run.encoder / "model"
     model, tokenizer, task, data, training = parts(run, beside, micro_batch_size)
@@ -69,6 +77,7 @@ def run(run: Run | Encoder, directory: Path, micro_batch_size: int | None = None
         directory,
         training,
         max_length=run.settings.max_length,
+        overwrite=True,  # the configuration that the study has left there
         save_model=False,
         progress=False,
         describe=run.config,
