@@ -190,8 +190,10 @@ class Sitting:
             except OSError as error:
                 self._tell(f"nothing in {name} up to step {entries[-1]['step']}: {error.strerror or error}")
         if self.settings.track:
-            step, last = entries[-1]["step"], entries[-1].get("metrics", entries[-1])
-            self.accelerator.log({name: value for name, value in last.items() if name != "step"}, step=step)
+            last = dict(entries[-1])
+            step, metrics = last.pop("step"), last.get("metrics")
+            told = last if metrics is None else {f"validation/{name}": value for name, value in metrics.items()}
+            self.accelerator.log(told, step=step)
 
     def _tell(self, note: str) -> None:
         self.outcome.notes.append(note)
