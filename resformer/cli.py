@@ -353,8 +353,11 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and what it takes.")] = False,
 ) -> None:
     """Train schemes x depths x tasks x seeds, each cell at the learning rate that suits it, and report."""
+    import torch
+
     from resformer.study.execute import execute
     from resformer.study.file import read_study
+    from resformer.study.pool import slots
 
     _quiet()
     axes = {
@@ -369,13 +372,13 @@ def compare(
         "endpoint": endpoint,
         "protocol": protocol,
     }
-    part = _shard(shard)
+    part, own = _shard(shard), slots(workers)
+    torch.set_num_threads(own[0].threads)  # what is built and timed here is as it will be in a worker
     plan = read_study(study, {name: value for name, value in axes.items() if value is not None} | settings, _say)
     if dry_run:
         from resformer.study.forecast import forecast
-        from resformer.study.pool import slots
 
-        _show(forecast(plan, output, workers=len(slots(workers)), say=_say))
+        _show(forecast(plan, output, workers=len(own), say=_say))
         return
     tally = execute(
         plan, output, executor=executor, workers=workers, shard=part, command=_command(), say=_say, address=address

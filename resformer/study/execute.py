@@ -14,7 +14,7 @@ from pathlib import Path
 
 from resformer.errors import unknown
 from resformer.study.plan import Condition, Run, Study
-from resformer.study.pool import Pool
+from resformer.study.pool import Pool, check_workers
 from resformer.study.pretraining import Encoder
 from resformer.study.progress import Progress
 from resformer.study.ray_pool import RayPool
@@ -123,8 +123,7 @@ def studies(output: Path) -> list[Study]:
 def _pool(function: Function | str, executor: str, workers: int | None, address: str | None) -> Pool | RayPool:
     if executor not in EXECUTORS:
         raise unknown("executor", executor, EXECUTORS)
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers!r}")
+    check_workers(workers)
     if executor == "ray":
         return RayPool(function, workers, address)
     if address is not None:

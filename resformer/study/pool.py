@@ -95,6 +95,7 @@ class Pool:
 
 def slots(workers: int | None) -> list[Slot]:
     """A slot for each worker: the cores are divided, CUDA devices are given out in turn."""
+    check_workers(workers)
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -104,6 +105,11 @@ def slots(workers: int | None) -> list[Slot]:
     workers = workers or count or cores
     threads = max(1, cores // workers)
     return [Slot(threads, devices[index % count] if count else None) for index in range(workers)]
+
+
+def check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers!r}")
 
 
 class _Worker:
