@@ -133,7 +133,7 @@ def test_what_few_encoders_leave_open_is_said(tmp_path):
     document = study_document(path)
     assert document["coverage"]["encoders"] == {"planned": 2, "finished": 0}
     (setting,) = document["settings"]  # though each cell has an encoder of its own
-    assert "a bert of width 32 pre-trained for each cell" in setting["where"]
+    assert "a net of width 32 (bert) pre-trained for each cell" in setting["where"]
     assert any("1 encoder for each arm and depth and 3 seeds of fine-tuning" in text for text in document["caveats"])
 
 

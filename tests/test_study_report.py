@@ -206,7 +206,7 @@ def test_one_setting_fills_the_first_screen(tmp_path):
     page = Page(html(study_document(write_study(tmp_path / "runs", one, outcome=by({"plain": 8})))))
     (heading,) = page.texts("h1")
     assert heading == (
-        "At learning rate 1e-3, with Xavier initialisation, 100 steps without warm-up and a bert of width 32, on "
+        "At learning rate 1e-3, with Xavier initialisation, 100 steps without warm-up and a net of width 32 (bert), on "
         "sentiment: pre_ln still learns at depth 8 (3 of 3 seeds at depths 2 and 8) ; plain is at chance at depth 8."
     ).replace(") ;", ");")
     assert "No negative control was planned: a gain may come from more parameters alone." in page.texts("li")

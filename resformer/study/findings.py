@@ -46,11 +46,11 @@ def where(setting: Setting) -> str:
         after = "" if not warmup else " without warm-up" if warmup == "0" else f" (warm-up {warmup} of them)"
         words.append(length + after)
     if known("encoder"):
-        words.append(f"a {known('family') or 'bert'} of width {known('width')} pre-trained for each cell")
+        words.append(f"a net of width {known('width')} ({known('family') or 'bert'}) pre-trained for each cell")
     elif model := known("model"):
         words.append(f"the patched checkpoint {model}")
     elif width := known("width"):
-        words.append(f"a {known('family') or 'bert'} of width {width}")
+        words.append(f"a net of width {width} ({known('family') or 'bert'})")
     rates = sorted({c["learning_rate"] for c in configs if c.get("learning_rate")})
     rate = f"At learning rate {number(rates[0])}" if rates else "At learning rates that are not chosen yet"
     if len(rates) > 1:
