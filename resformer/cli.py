@@ -16,6 +16,7 @@ from resformer.configfile import Config
 from resformer.data.source import Source
 from resformer.errors import unknown
 from resformer.options import options_of
+from resformer.study.settings import Settings as StudySettings
 from resformer.train.destination import Destination
 from resformer.train.settings import Settings
 from resformer.train.start import Start
@@ -27,11 +28,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+studies = typer.Typer(help="Look at the folder of a study, and mend it.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(studies, name="study")
 WORDS = 8192  # entries at most of a tokenizer that is made of the words of a task
 COMPILING = "torch.compile: the first steps compile the model, which can take minutes"
 WAIT = 3.0  # seconds, in which a launcher has noticed that another process failed
 # options that take several values
-LISTS = ("--schemes", "--depths", "--tasks", "--learning-rates", "--corpus", "--validation", "--track")
+LISTS = (
+    "--schemes",
+    "--depths",
+    "--tasks",
+    "--learning-rates",
+    "--weight-inits",
+    "--corpus",
+    "--validation",
+    "--track",
+)
 SCHEME = "NAME or NAME:OPTION=VALUE,OPTION=VALUE, such as exclusive_gate:bias=0"
 
 
@@ -307,67 +319,72 @@ def pretrain(
 
 
 @app.command()
+@options_of(StudySettings, taken="settings", partial=True)
 def compare(
-    schemes: Annotated[list[str], typer.Option(help=f"One or more; each {SCHEME}.")],
-    depths: Annotated[list[int], typer.Option(help="Numbers of layers.", parser=lambda text: _read(int, text))],
-    tasks: Annotated[list[str], typer.Option(help="See `resformer data`.")],
+    settings: dict[str, Any],
     output: Annotated[Path, typer.Option(help="Folder of the study; an earlier study goes on.")],
-    seeds: Annotated[int, typer.Option(help="How many, for each cell.")] = 1,
+    study: Annotated[Path | None, typer.Argument(help="TOML file with the options below.")] = None,
+    schemes: Annotated[list[str] | None, typer.Option(help=f"One or more; each {SCHEME}.")] = None,
+    depths: Annotated[
+        list[int] | None, typer.Option(help="Numbers of layers.", parser=lambda text: _read(int, text))
+    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="See `resformer data`.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many, for each cell. [default: 5]")] = None,
     learning_rates: Annotated[
-        list[float], typer.Option(help="At their peak.", parser=lambda text: _read(float, text))
-    ] = [1e-3],  # noqa: B006
-    width: Annotated[int, typer.Option(help="Of the stream.")] = 32,
-    heads: Annotated[int, typer.Option(help="Of attention.")] = 2,
-    ffn: Annotated[int | None, typer.Option(help="Inner width. [default: 4 times the width]")] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 400,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
-    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.0,
-    schedule: Annotated[str, typer.Option(help="hold, linear or constant.")] = "hold",
-    weight_decay: Annotated[float, typer.Option(help="Of matrices; never of the scheme.")] = 0.01,
-    scheme_lr_multiplier: Annotated[float, typer.Option(help="For the scheme's parameters, on top.")] = 1.0,
-    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for none.")] = 1.0,
-    dropout: Annotated[float, typer.Option(help="Share of activations.")] = 0.0,
-    init: Annotated[str, typer.Option(help="Of the schemes: paper or preserve.")] = "paper",
-    weight_init: Annotated[str, typer.Option(help="Of the host: xavier, bert or width_scaled.")] = "xavier",
-    max_length: Annotated[int, typer.Option(help="Tokens.")] = 128,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    train_size: Annotated[int | None, typer.Option(help="Use only the first so many training examples.")] = None,
-    data: Annotated[str | None, typer.Option(help="Folder with the tasks' data. [default: built in or hub]")] = None,
+        list[float] | None,
+        typer.Option(
+            help="At their peak; of several each cell gets its own. [default: 3e-4 1e-3 3e-3, of a checkpoint a tenth]",
+            parser=lambda text: _read(float, text),
+        ),
+    ] = None,
+    weight_inits: Annotated[
+        list[str] | None, typer.Option(help="Of fresh weights: bert, xavier, width_scaled. [default: xavier]")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Of the schemes. [default: pre_ln, post_ln or the first]")
+    ] = None,
+    controls: Annotated[bool | None, typer.Option(help="Add negative controls. [default: yes]")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="score or train_loss: what is tested. [default: score]")] = None,
+    protocol: Annotated[str | None, typer.Option(help="controlled or cramming. [default: controlled]")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
-    shard: Annotated[str | None, typer.Option(help="I/N: only every N-th run, from run I; for job arrays.")] = None,
-    config: Config = None,
+    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster. [default: one of its own]")] = None,
+    shard: Annotated[str | None, typer.Option(help="I/N: only every N-th cell, from cell I; for job arrays.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and what it takes.")] = False,
 ) -> None:
-    """Train schemes x depths x tasks x seeds from scratch, in one process a core, and report."""
-    from resformer.study.execute import execute
-    from resformer.study.plan import Settings, Study
-    from resformer.study.report import write_report
+    """Train schemes x depths x tasks x seeds, each cell at the learning rate that suits it, and report."""
+    import torch
 
-    settings = Settings(
-        width=width,
-        heads=heads,
-        ffn=ffn,
-        dropout=dropout,
-        init=init,
-        weight_init=weight_init,
-        steps=steps,
-        batch_size=batch_size,
-        warmup=warmup,
-        schedule=schedule,
-        weight_decay=weight_decay,
-        scheme_lr_multiplier=scheme_lr_multiplier,
-        clip=clip,
-        precision=precision,
-        max_length=max_length,
-        train_size=train_size,
-        data=data,
+    from resformer.study.execute import execute
+    from resformer.study.file import read_study
+    from resformer.study.pool import slots
+
+    _quiet()
+    axes = {
+        "schemes": schemes,
+        "depths": depths,
+        "tasks": tasks,
+        "seeds": seeds,
+        "learning_rates": learning_rates,
+        "weight_inits": weight_inits,
+        "baseline": baseline,
+        "controls": controls,
+        "endpoint": endpoint,
+        "protocol": protocol,
+    }
+    part, own = _shard(shard), slots(workers)
+    torch.set_num_threads(own[0].threads)  # what is built and timed here is as it will be in a worker
+    plan = read_study(study, {name: value for name, value in axes.items() if value is not None} | settings, _say)
+    if dry_run:
+        from resformer.study.forecast import forecast
+
+        _show(forecast(plan, output, workers=len(own), say=_say))
+        return
+    tally = execute(
+        plan, output, executor=executor, workers=workers, shard=part, command=_command(), say=_say, address=address
     )
-    study = Study(tuple(schemes), tuple(depths), tuple(tasks), seeds, tuple(learning_rates), settings)
-    tally = execute(study, output, workers=workers, shard=_shard(shard), command=_command(), say=_say)
-    report = write_report(output)
-    typer.echo(f"{tally.finished} runs finished, {tally.skipped} were there, {len(tally.failed)} failed")
-    for run, error in tally.failed.items():
-        typer.echo(f"  {run}: {error}", err=True)
-    typer.echo(f"report: {report}")
+    _tell_tally(tally)
+    report(output)
     if tally.failed:
         raise typer.Exit(1)
 
@@ -375,15 +392,59 @@ def compare(
 @app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="Folder of the study.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the report. [default: that of the study]")] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
-    """Write the report of a study, finished or not: report.html, report.md, results.csv."""
-    from resformer.study.report import write_report
+    """Write the report of a study, finished or not: a page, Markdown, tables, figures and report.json."""
+    from resformer.study.document import study_document
+    from resformer.study.report import nothing_finished, write
 
-    path = write_report(study)
+    document = study_document(study)
+    path = write(document, out or study)
     typer.echo(f"report: {path}")
     if open_:
         typer.launch(path.resolve().as_uri())
+    if problem := nothing_finished(document):
+        typer.echo(f"resformer: {problem}", err=True)
+        raise typer.Exit(1)
+
+
+@studies.command("status")
+def study_status(folder: Annotated[Path, typer.Argument(help="Of the study.")]) -> None:
+    """Show what is done, running, failed and missing, cell by cell."""
+    from resformer.study.status import status
+
+    _show(status(folder))
+
+
+@studies.command("retry")
+def study_retry(
+    folder: Annotated[Path, typer.Argument(help="Of the study.")],
+    workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
+    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster. [default: one of its own]")] = None,
+) -> None:
+    """Run the failures again, and what waited for them."""
+    from resformer.study.execute import retry
+
+    tally = retry(folder, executor=executor, workers=workers, address=address)
+    _tell_tally(tally)
+    if tally.failed:
+        raise typer.Exit(1)
+
+
+@studies.command("merge")
+def study_merge(
+    output: Annotated[Path, typer.Argument(help="Folder to bring the runs together in: new, or of a study.")],
+    sources: Annotated[list[Path], typer.Argument(help="Folders of studies, one or more.")],
+) -> None:
+    """Collect the finished runs of folders without a shared disk; different results of a run are an error."""
+    from resformer.study.merge import merge
+
+    merged = merge(output, sources)
+    for line in merged.passed_over:
+        typer.echo(f"passed over {line}", err=True)
+    typer.echo(f"{merged.copied} runs copied, {merged.same} found twice with the same result")
 
 
 def spread(arguments: list[str]) -> list[str]:
@@ -405,6 +466,19 @@ def spread(arguments: list[str]) -> list[str]:
 def _parted(argument: str) -> list[str]:
     name, equals, value = argument.partition("=")
     return [name, value] if equals and name in LISTS else [argument]
+
+
+def _tell_tally(tally: Any) -> None:
+    counts = {
+        "finished": tally.finished,
+        "there before": tally.skipped,
+        "failed": len(tally.failed),
+        "at another process": tally.elsewhere,
+        "waiting for others": tally.waiting,
+    }
+    typer.echo("runs: " + ", ".join(f"{n} {what}" for what, n in counts.items() if n or what in ("finished", "failed")))
+    for run, error in tally.failed.items():
+        typer.echo(f"  {run}: {error}", err=True)
 
 
 def _read(kind: type, text: Any) -> Any:

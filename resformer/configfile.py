@@ -29,13 +29,7 @@ def read_options(path: Path, command: Any) -> dict[str, Any]:
     Raises a ValueError, with the line, for what is no TOML, an option that the command has not (with the nearest names)
     or that is there twice, and for a value of another type; an OSError if the file cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        given = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is no UTF-8 text (byte {error.start}); TOML files are") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{str(path)!r} is no TOML file: {error}") from None
+    text, given = read_toml(path)
     hints = typing.get_type_hints(command.callback)
     known = {
         name.removeprefix("--"): parameter.name
@@ -52,11 +46,23 @@ def read_options(path: Path, command: Any) -> dict[str, Any]:
             raise unknown("option", option, known, of=where)
         if known[option] in values:
             raise ValueError(f"option {option!r} is twice in {where}, with - and with _; keep one")
-        values[known[option]] = _checked(option, value, hints[known[option]], where)
+        values[known[option]] = checked(option, value, hints[known[option]], where)
     return values
 
 
-def _checked(option: str, value: Any, hint: Any, where: str) -> Any:
+def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a TOML file, and what it says. Raises a ValueError for what is none, an OSError as it comes."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} is no UTF-8 text (byte {error.start}); TOML files are") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{str(path)!r} is no TOML file: {error}") from None
+
+
+def checked(option: str, value: Any, hint: Any, where: str) -> Any:
+    """The value, if it is of the type; else a ValueError."""
     if NoneType in typing.get_args(hint):  # X | None
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not NoneType)
     if typing.get_origin(hint) is list:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from resformer.drawing import fresh_seed, generator, name_in_host, seeded
 from resformer.errors import unknown
 from resformer.grouped import GroupedLinear, bottleneck, group_feed_forward
 from resformer.host import find_host
@@ -68,10 +69,13 @@ def build_encoder(
         attention: the implementation of transformers, "eager" or "sdpa"; by default its own choice.
         placement, options: as for `resformer.patch`.
 
-    The host draws its weights before the scheme draws its own, from torch's global generator: with equal seeds all
-    schemes start from equal host weights. Raises a ValueError for sizes below 1, heads that do not divide the width, a
-    cardinality that leaves no channel to a transform, a family that is not known or not of one stack, a head that
-    it has not, or a tokenizer that does not fit.
+    Each weight is drawn on the CPU from a generator of its own, whose seed follows from the weight's name and from one
+    number of torch's global generator. After equal `torch.manual_seed` two models share every weight that has the same
+    name, shape and distribution in both, whatever the scheme, the number of layers or the head; a scheme draws from a
+    generator of the site where it stands. The global generator is afterwards at the same place for all models.
+
+    Raises a ValueError for sizes below 1, heads that do not divide the width, a cardinality that leaves no channel to a
+    transform, a family that is not known or not of one stack, a head that it has not, or a tokenizer that does not fit.
     """
     if weight_init not in WEIGHT_INITS:
         raise unknown("weight_init", weight_init, WEIGHT_INITS)
@@ -111,20 +115,19 @@ def build_encoder(
         )
     if auto is AutoModelForCausalLM and getattr(config, "is_decoder", None) is False:  # else it sees what it is to tell
         config.is_decoder = True
-    model = auto.from_config(config, **({"attn_implementation": attention} if attention else {}))
+    device, seed = torch.get_default_device(), fresh_seed()
+    with seeded(seed, "model"):
+        model = auto.from_config(config, **({"attn_implementation": attention} if attention else {}))
+        if cardinality is not None:
+            group_feed_forward(model, cardinality)
     pads = model.get_input_embeddings().padding_idx
     if tokenizer is not None and pads is not None and pads != tokenizer.pad_token_id:  # MPNet
         raise ValueError(
             f"family {family!r} takes token {pads} for padding, whatever its configuration says, and the tokenizer "
             f"pads with {tokenizer.pad_token_id}; train one that pads with number {pads}, or take another family"
         )
-    if cardinality is not None:
-        group_feed_forward(model, cardinality)
-    if weight_init == "xavier":
-        _draw_xavier(model)
-    elif family != "bert":  # which draws so by itself
-        _draw_normal(model, std)
-    return patch(model, scheme, init=init, placement=placement, **options)
+    _draw(model, _xavier(model) if weight_init == "xavier" else lambda module: std, seed)
+    return patch(model.to(device), scheme, init=init, placement=placement, **options)
 
 
 def _heads(config: type) -> list[str]:
@@ -135,15 +138,18 @@ def _heads(config: type) -> list[str]:
 
 
 @torch.no_grad()
-def _draw_normal(model: PreTrainedModel, std: float) -> None:
-    for module in _drawn(model):
-        nn.init.normal_(module.weight, std=std)
+def _draw(model: PreTrainedModel, std: Callable[[Any], float], seed: int) -> None:
+    """Matrices and tables from N(0, std²), each from the generator of its name, in float32 whatever their precision."""
+    for name, module in _drawn(model):
+        numbers = generator(seed, f"{name_in_host(model, name)}.weight")
+        drawn = torch.empty(module.weight.shape, dtype=torch.float32, device="cpu")
+        module.weight.copy_(drawn.normal_(std=std(module), generator=numbers))
         _clear(module)
 
 
-@torch.no_grad()
-def _draw_xavier(model: PreTrainedModel) -> None:
-    """Each matrix of a fused projection, such as GPT-2's of queries, keys and values, is drawn as one by itself."""
+def _xavier(model: PreTrainedModel) -> Callable[[Any], float]:
+    """The standard deviation of each module's weight; of a fused projection, such as GPT-2's of queries, keys and
+    values, each matrix has that which it had by itself."""
     host, words = find_host(model), model.get_input_embeddings()
     fused = {
         id(find(layer, projection.path)): projection.parts
@@ -152,28 +158,27 @@ def _draw_xavier(model: PreTrainedModel) -> None:
         for site in stack.sites(layer)
         for projection in site.points.values()
     }
-    for module in _drawn(model):
+
+    def std(module: Any) -> float:
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=1.0 if module is words else 0.3)
-        elif isinstance(module, GroupedLinear):
-            nn.init.normal_(module.weight, std=module.weight.shape[-1] ** -0.5)
-        elif (parts := fused.get(id(module), 1)) > 1:
-            into, out = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
-            nn.init.normal_(module.weight, std=math.sqrt(2 / (into + out / parts)))
-        else:
-            nn.init.xavier_normal_(module.weight)
-        _clear(module)
+            return 1.0 if module is words else 0.3
+        if isinstance(module, GroupedLinear):
+            return module.weight.shape[-1] ** -0.5
+        into, out = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
+        return math.sqrt(2 / (into + out / fused.get(id(module), 1)))
+
+    return std
 
 
-def _drawn(model: nn.Module) -> Iterator[Any]:
+def _drawn(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The modules whose matrices are drawn: not norms, tables that are computed, or heads tied to the embeddings."""
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             if module.weight.requires_grad:
-                yield module
+                yield name, module
         elif isinstance(module, nn.Linear | Conv1D | GroupedLinear) and id(module.weight) not in tied:
-            yield module
+            yield name, module
 
 
 def _clear(module: Any) -> None:

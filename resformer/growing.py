@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from resformer.drawing import fresh_seed
 from resformer.edits import edits_of, names_ends, offset_of, scale
 from resformer.grouped import group_feed_forward
 from resformer.host import Host, HostStack, find_host
@@ -126,7 +127,7 @@ def _deepen(host: Host, before: _State, deeper: dict[str, Any]) -> None:
     _configure(host, deeper)
     scheme, init, placement = settings["scheme"], settings["init"], settings["placement"]
     chosen = {host.stacks[0].spec.name: list(range(depth))}
-    plan = make_plan(host, scheme, init, placement, chosen, settings["options"], check=False)
+    plan = make_plan(host, scheme, init, placement, chosen, settings["options"], check=False, seed=fresh_seed())
     grown = plan.stacks[0].residuals
     _take_over(grown, old)
     attach(host, plan, edit_weights=False)

@@ -16,20 +16,25 @@ def option(default: Any, help: str, *names: str) -> Any:
     return field(default=MISSING if default is ... else default, metadata={"help": help, "names": names})
 
 
-def options_of(kind: type, *, taken: str) -> Callable[[Callable], Callable]:
+def options_of(kind: type, *, taken: str, partial: bool = False) -> Callable[[Callable], Callable]:
     """A decorator for a command with a parameter called `taken`, of the dataclass `kind`: in its place the command line
-    has an option for each field."""
+    has an option for each field.
+
+    partial: the command gets a dict of those that were given, by name, instead of a `kind`.
+    """
 
     def decorate(command: Callable) -> Callable:
         signature = inspect.signature(command)
         hints = get_type_hints(command, include_extras=True)
         kinds = get_type_hints(kind)
-        members = [_parameter(one, kinds[one.name]) for one in fields(kind)]
+        members = [_parameter(one, kinds[one.name], partial) for one in fields(kind)]
         names = [one.name for one in members]
 
         def called(**given: Any) -> Any:
             found = {name: given.pop(name) for name in names}
             found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+            if partial:
+                return command(**given, **{taken: {name: value for name, value in found.items() if value is not None}})
             return command(**given, **{taken: kind(**found)})
 
         others = [
@@ -45,12 +50,15 @@ def options_of(kind: type, *, taken: str) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _parameter(one: Field, kind: Any) -> inspect.Parameter:
+def _parameter(one: Field, kind: Any, partial: bool) -> inspect.Parameter:
     name = f"--{one.name.replace('_', '-')}"
     flags = (f"{name}/--no-{name[2:]}",) if kind is bool else (name,)
     names = (*flags, *one.metadata["names"])
     default = {MISSING: inspect.Parameter.empty, (): []}.get(one.default, one.default)
     shown = default not in (None, [], inspect.Parameter.empty)
     asked: Any = list[str] if default == [] else kind
-    annotation = Annotated[asked, typer.Option(*names, help=one.metadata["help"], show_default=shown)]
+    help = one.metadata["help"]
+    if partial and shown:  # whether it was given is told by None
+        default, asked, help = None, asked | None, f"{help} [default: {default}]"
+    annotation = Annotated[asked, typer.Option(*names, help=help, show_default=shown and not partial)]
     return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

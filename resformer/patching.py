@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from resformer import adapters, saving, trainer  # noqa: F401  (they teach PEFT and transformers about patched models)
 from resformer.attention import attending, route, unroute
+from resformer.drawing import fresh_seed
 from resformer.edits import divide, edits_of, groups_of, multiply
 from resformer.host import Host, HostStack, find_host, sharded
 from resformer.hosts.family import Family, Projection, Site
@@ -63,8 +64,11 @@ def patch(
             Of an encoder-decoder by stack: {"decoder": range(6)} leaves the encoder as it is.
         options: the scheme's own, see its docstring.
 
-    Returns the same model. Raises a ValueError, and leaves the model as it was, if the scheme, an option or the
-    model's class is unknown, if it is patched already, or if the scheme cannot preserve this host.
+    What a scheme draws at random follows from one number of torch's global generator and the site where it stands:
+    after equal `torch.manual_seed` a site starts alike in nets of any depth.
+
+    Returns the same model. Raises a ValueError, and leaves the model as it was, if the scheme, an option or the model's
+    class is unknown, if it is patched already, or if the scheme cannot preserve this host.
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("parameters that are made in torch.inference_mode() cannot be trained; patch outside of it")
@@ -77,7 +81,7 @@ def patch(
     if any(p.is_meta for p in model.parameters()):
         raise ValueError("this model has no weights yet (device 'meta'); load it before patching it")
     chosen = choose_layers(host, layers)
-    plan = make_plan(host, scheme, init, placement, chosen, options)
+    plan = make_plan(host, scheme, init, placement, chosen, options, seed=fresh_seed())
     two = len(host.stacks) > 1
     settings = {
         "version": VERSION,

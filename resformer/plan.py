@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from resformer.drawing import seeded
 from resformer.edits import EPS, check_edits
 from resformer.errors import unknown
 from resformer.host import Host, HostStack, heads_of, width_of
@@ -103,14 +104,18 @@ def make_plan(
     options: dict[str, Any],
     *,
     check: bool = True,
+    seed: int = 0,
 ) -> Plan:
-    """The schemes, norms and flags of every layer, or a ValueError; the model stays as it is."""
+    """The schemes, norms and flags of every layer, or a ValueError; the model stays as it is.
+
+    seed  from which, with the place where it stands, follows what a scheme draws
+    """
     cls = find_scheme(name, options)
     placement = _settled(cls, init, placement)
     if check:
         check_shapes(host)
     made = tuple(
-        _plan_stack(host, stack, cls, init, placement, chosen, options, check)
+        _plan_stack(host, stack, cls, init, placement, chosen, options, check, seed)
         for stack in host.stacks
         if stack.spec.name in chosen
     )
@@ -126,10 +131,16 @@ def _plan_stack(
     chosen: Chosen,
     options: dict[str, Any],
     check: bool,
+    seed: int,
 ) -> StackPlan:
     name, numbers, spec = cls.name, chosen[stack.spec.name], stack.spec
+
+    def make(place: Place, number: int) -> Scheme:
+        with seeded(seed, f"{spec.name}.{number}.resformer.{place.name}"):
+            return cls(place, init=init, **options)
+
     places = [_places(stack, chosen, position) for position in range(len(numbers))]
-    made = [[cls(place, init=init, **options) for place, _ in pairs] for pairs in places]
+    made = [[make(place, number) for place, _ in pairs] for number, pairs in zip(numbers, places, strict=True)]
     kept = {
         slot
         for ones, pairs in zip(made, places, strict=True)
@@ -149,7 +160,7 @@ def _plan_stack(
         by_name = {site.name: one for one, (_, site) in zip(ones, pairs, strict=True)}
         if cls.scope == "block":
             by_name = {site.name: find_scheme("identity", {})(place) for place, site in pairs}
-            by_name["block"] = cls(replace(pairs[0][0], name="block", last=True), init=init, **options)
+            by_name["block"] = make(replace(pairs[0][0], name="block", last=True), number)
         if check and init == "preserve":
             _check_preserves(host, next(reversed(by_name.values())), placement)
             for one, (_, site) in zip(ones, pairs, strict=True):

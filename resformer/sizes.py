@@ -59,7 +59,7 @@ def matched_width(
     step = HEAD_SIZE if heads is None else heads * _turned(_config_class(family)())
 
     def count(depth: int, width: int) -> int:
-        return layer_parameters(_outline(encoder_config(family, depth, width, heads=1, ffn_ratio=ffn_ratio)))
+        return layer_parameters(outline(encoder_config(family, depth, width, heads=1, ffn_ratio=ffn_ratio)))
 
     if isinstance(parameters, str):
         found = re.fullmatch(r"(\d+)x(\d+)", parameters)
@@ -144,7 +144,7 @@ def encoder_config(
         is_rate = "drop" in name and isinstance(value, int | float) and not isinstance(value, bool)
         if is_rate and "layerdrop" not in name:  # which leaves out whole layers
             setattr(config, name, dropout)
-    config.max_position_embeddings += _first_position(_outline(config))
+    config.max_position_embeddings += _first_position(outline(config))
     return config
 
 
@@ -229,7 +229,7 @@ def _special_tokens(known: Any, vocab_size: int, tokenizer: PreTrainedTokenizerB
     return {name: getattr(tokenizer, name, None) for name in names}
 
 
-def _outline(config: PretrainedConfig) -> PreTrainedModel:
+def outline(config: PretrainedConfig) -> PreTrainedModel:
     """The model of a configuration without its head and weights."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return AutoModel.from_config(config)

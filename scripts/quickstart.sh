@@ -10,7 +10,8 @@ output=${OUTPUT:-out/quickstart}
 schemes=(plain post_ln pre_ln deepnorm rezero exclusive_gate:bias=0)
 # A narrow BERT, Xavier initialisation, learning rate 1e-3 held and then lowered, no warm-up: what fails here
 # fails under these conditions. See the report's own words.
-settings=(--width 32 --heads 2 --ffn 64 --steps 400 --weight-init xavier --learning-rates 1e-3 --tasks sentiment)
+settings=(--width 32 --heads 2 --ffn-ratio 2 --steps 400 --warmup 0 --schedule hold --learning-rates 1e-3 --no-controls
+  --tasks sentiment)
 compare() { "$top/.venv/bin/resformer" compare --schemes "${schemes[@]}" "${settings[@]}" --output "$output" "$@"; }
 compare --depths 32 --seeds 1 "$@"
 compare --depths 2 8 16 --seeds 2 "$@"

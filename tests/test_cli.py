@@ -166,7 +166,7 @@ def test_finetune_on_files_of_ones_own(resformer, checkpoint, tmp_path):
     }
     code, text = resformer(*common, *columns, "--regression", "--output", tmp_path / "scores")
     assert code == 0, text
-    assert set(json.loads((tmp_path / "scores/result.json").read_text())["metrics"]) == {"pearson", "spearman"}
+    assert set(json.loads((tmp_path / "scores/result.json").read_text())["metrics"]) == {"pearson", "spearman", "loss"}
     for wrong, message in (
         ((), "hold the text"),
         ((*columns, "--task", "mrpc"), "give --task, or both --train-file and --validation-file; given: --task, --tr"),
@@ -199,7 +199,7 @@ WRONG = [
     ),
     (
         ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--heads", "3", "--output", "x"),
-        "divide",
+        "divisor",
     ),
     (
         ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--shard", "4", "--output", "x"),
@@ -260,13 +260,13 @@ WRONG = [
     (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--push-to-hub", "m"), "OWNER/NAME"),
     (("pretrain", "--corpus", "nothing", "--model", "MODEL", "--output", "x", "--resume", "y"), "'y' is no checkpoint"),
     (("finetune", "--model", "nowhere", "--task", "agreement", "--output", "x", "--resume", "y"), "is no checkpoint"),
-    ((*COMPARE, "--weight-init", "xav"), "'xavier'"),
+    ((*COMPARE, "--weight-inits", "xav"), "xavier"),
     ((*COMPARE, "--precision", "fp8"), "fp8"),
     ((*COMPARE, "--max-length", "2"), "max_length"),
     ((*COMPARE, "--init", "preserve", "--schemes", "pre_ln"), "cannot keep"),
     ((*COMPARE, "--schemes", "post_ln:placement=pre"), "fixes where"),
     ((*COMPARE, "--schemes", "highway:init=preserve"), "sets 'init', which is of the encoder"),
-    ((*COMPARE, "--config", "x.toml"), "x.toml"),
+    ((*COMPARE, "x.toml"), "x.toml"),
     ((*FINETUNE, "--scheme", "highway", "--scheme-options", "{bias: 1}"), "write a JSON object"),
     ((*FINETUNE, "--scheme", "highway:bias=1", "--scheme-options", '{"bias": 1}'), "one of the two ways"),
     ((*FINETUNE, "--scheme", "highway", "--scheme-options", '{"placement": "pre"}'), "give it as --placement"),

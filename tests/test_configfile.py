@@ -10,6 +10,7 @@ import typer
 
 from resformer import cli
 from resformer.configfile import Config, read_options
+from resformer.study.file import KINDS
 
 
 def command(
@@ -159,15 +160,23 @@ def test_compare(monkeypatch, tmp_path):
     studies = []
     path = write(
         tmp_path,
-        'schemes = ["rezero", "plain"]\ndepths = [1, 2]\ntasks = ["agreement"]\nlearning-rates = [1e-3]\nwidth = 16',
+        'schemes = ["rezero", "plain"]\ndepths = [1, 2]\ntasks = ["agreement"]\nlearning-rates = [1e-3]\nwidth = 16\n'
+        "heads = 2\ncontrols = false",
     )
-    tally = SimpleNamespace(finished=0, skipped=0, failed={})
+    tally = SimpleNamespace(finished=0, skipped=0, elsewhere=0, waiting=0, failed={})
     monkeypatch.setattr("resformer.study.execute.execute", lambda study, *_, **__: studies.append(study) or tally)
-    monkeypatch.setattr("resformer.study.report.write_report", lambda output: output)
-    assert run("compare", "--config", path, "--depths", 4, 8, "--output", tmp_path / "out") == 0
+    monkeypatch.setattr(cli, "report", lambda output: None)
+    given = ("--depths", 4, 3, "--seeds", 2, "--output", tmp_path / "out")
+    assert run("compare", path, *given) == 0
     (study,) = studies
-    assert (study.schemes, study.depths, study.learning_rates) == (("rezero", "plain"), (4, 8), (1e-3,))
-    assert (study.settings.width, study.settings.heads) == (16, 2)
+    assert (study.schemes, study.depths, study.learning_rates) == (("rezero", "plain"), (4, 3), (1e-3,))
+    assert (study.settings.width, study.settings.heads, study.seeds) == (16, 2, 2)
+
+
+def test_every_option_of_a_study_can_be_in_its_file():
+    command = typer.main.get_command(cli.app).commands["compare"]
+    machine = {"output", "study", "workers", "executor", "address", "shard", "dry_run", "help"}
+    assert {parameter.name for parameter in command.params} - machine == set(KINDS)
 
 
 def test_errors_are_one_message(capsys, tmp_path):
@@ -177,7 +186,7 @@ def test_errors_are_one_message(capsys, tmp_path):
     assert "No such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["finetune", "compare"])
+@pytest.mark.parametrize("name", ["finetune", "pretrain"])
 def test_every_option_can_be_in_a_file(tmp_path, name):
     """Whatever is added to a command has a type that the file can hold."""
     found = typer.main.get_command(cli.app).commands[name]

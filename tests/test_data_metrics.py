@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 
-from resformer.data.metrics import evaluate, score
+from resformer.data.metrics import evaluate, loss, score
 from resformer.data.tasks import TASKS, Task
 
 
@@ -87,3 +87,9 @@ def test_every_metric_of_glue_is_reported():
     assert found["mrpc"] == found["qqp"] == {"accuracy", "f1"}
     assert found["stsb"] == {"pearson", "spearman"}
     assert all(found[name] == {"accuracy"} for name in ("sst2", "mnli", "qnli", "rte", "wnli", "snli"))
+
+
+def test_held_out_loss_by_hand():
+    logits, labels = [[0.0, 0.0], [math.log(3), 0.0], [1000.0, 0.0]], [0, 1, 0]
+    assert loss(TASKS["sst2"], logits, labels) == pytest.approx((math.log(2) + math.log(4) + 0) / 3)
+    assert loss(TASKS["stsb"], [[1.0], [2.0]], [3.0, 2.5]) == pytest.approx((4 + 0.25) / 2)

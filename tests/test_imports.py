@@ -11,7 +11,7 @@ import resformer
 
 ROOT = Path(resformer.__file__).parent
 ORDER = [
-    {"errors", "files", "provenance", "swap"},
+    {"drawing", "errors", "files", "provenance", "swap"},
     {"schemes"},
     {"stack", "hosts", "calibration", "schedule"},
     {"attention"},
@@ -25,21 +25,46 @@ ORDER = [
     {"patching"},
     {"folding", "growing"},
     {"checkpoint", "encoders"},
-    {"options", "spelling"},
+    {"options", "spelling", "configfile"},
     {"optim", "data", "testing"},
     {"train", "diagnostics", "support"},
     {"description"},
-    {"study", "listing", "configfile"},
+    {"study", "listing"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 LIGHT = {
     "study/plan.py",
+    "study/settings.py",
+    "study/problems.py",
+    "study/identity.py",
+    "study/condition.py",
+    "study/pretraining.py",
+    "study/selection.py",
     "study/results.py",
+    "study/execute.py",
+    "study/ray_pool.py",
+    "study/status.py",
+    "study/merge.py",
     "study/report.py",
     "study/findings.py",
     "study/summary.py",
+    "study/reading.py",
+    "study/document.py",
+    "study/comparisons.py",
+    "study/across.py",
+    "study/speed.py",
+    "study/rates.py",
+    "study/caveats.py",
+    "study/tables.py",
+    "study/markdown.py",
+    "study/words.py",
+    "study/figures.py",
+    "study/svg.py",
+    "study/drawings.py",
+    "study/records.py",
+    "study/sureness.py",
     "study/stats.py",
     "study/multiplicity.py",
     "study/aggregate.py",
@@ -93,6 +118,7 @@ def test_importing_is_cheap():
     [
         ("resformer.schemes, resformer.hosts, resformer.stack", "transformers"),
         ("resformer.study.plan, resformer.study.results, resformer.study.report", "torch"),
+        ("resformer.study.execute, resformer.study.status, resformer.study.merge", "torch"),
     ],
 )
 def test_what_a_module_brings_with_it(modules, heavy):

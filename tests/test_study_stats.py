@@ -94,14 +94,14 @@ def test_detectable_at_its_limits() -> None:
 def test_a_comparison_says_no_more_than_it_knows() -> None:
     # A half width of 0.95 at n = 5: sd = 0.95 sqrt(5) / 2.7764451
     gap = Estimate(0.15, 5, 0.95 * np.sqrt(5) / 2.7764451)
-    assert comparison(gap, 1) == "no detectable difference (95 % interval -0.8 to +1.1, n=5, detectable 1.3)"
+    assert comparison(gap, 1) == "no detectable difference (95% interval −0.8 to +1.1, n=5, detectable 1.3)"
     # 2.63 standard deviations at alpha 0.01, n = 5, against 1.68 at 0.05
     strict = comparison(Estimate(0.15, 5, gap.sd, 0.99), 1)
-    assert strict == "no detectable difference (99 % interval -1.4 to +1.7, n=5, detectable 2.0)"
-    assert comparison(Estimate(2.0, 5, gap.sd), 2) == "+2.00 (95 % interval +1.05 to +2.95, n=5)"
-    assert comparison(Estimate(2.0, 5, gap.sd, 0.99), 2) == "+2.00 (99 % interval +0.42 to +3.58, n=5)"
+    assert strict == "no detectable difference (99% interval −1.4 to +1.7, n=5, detectable 2.0)"
+    assert comparison(Estimate(2.0, 5, gap.sd), 2) == "+2.00 (95% interval +1.05 to +2.95, n=5)"
+    assert comparison(Estimate(2.0, 5, gap.sd, 0.99), 2) == "+2.00 (99% interval +0.42 to +3.58, n=5)"
     assert comparison(estimate([0.01, 0.02])) == "+0.015 (exploratory: n=2, no interval)"
-    assert comparison(estimate([-0.1, -0.1, -0.1])) == "-0.100 at every seed (n=3, no spread to judge by)"
+    assert comparison(estimate([-0.1, -0.1, -0.1])) == "−0.100 at every seed (n=3, no spread to judge by)"
 
 
 def test_stars_need_six_pairs() -> None:

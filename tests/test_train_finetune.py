@@ -52,13 +52,13 @@ def test_a_run_fits_its_examples_and_says_so(tmp_path):
     assert len(result["config"].pop("data_sha256")) == 64
     assert result["config"] == {
         "scheme": "plain", "depth": 2, "task": "toy", "seed": 0, "steps": 200, "batch_size": 8,
-        "learning_rate": 3e-3, "weight_decay": 0.01, "scheme_lr_multiplier": 1.0, "warmup": 0.1,
-        "schedule": "linear", "clip": 1.0, "precision": "fp32", "max_length": 128,
-        "compile": False, "gradient_checkpointing": False, "matmul_precision": "highest",
+        "learning_rate": 3e-3, "weight_decay": 0.01, "beta2": 0.999, "epsilon": 1e-8,
+        "scheme_lr_multiplier": 1.0, "warmup": 0.1, "schedule": "linear", "clip": 1.0, "precision": "fp32",
+        "max_length": 128, "compile": False, "gradient_checkpointing": False, "matmul_precision": "highest",
     }  # fmt: skip
     assert result["train_loss"] < 0.1
     assert result["score"] == result["metrics"]["accuracy"] > 0.8
-    assert set(result["metrics"]) == {"accuracy", "accuracy_long_one", "accuracy_short", "majority"}
+    assert set(result["metrics"]) == {"accuracy", "accuracy_long_one", "accuracy_short", "majority", "loss"}
     assert result["metrics"]["majority"] == 0.5
     assert [step for step, _ in result["loss_curve"]] == [25, 50, 75, 100, 125, 150, 175, 200]
     assert result["loss_curve"][-1][1] == pytest.approx(result["train_loss"])
@@ -109,7 +109,7 @@ def test_epochs_are_rounded_to_steps(tmp_path):
 def test_a_pair_task_in_bf16_saves_a_model_that_loads(tmp_path):
     model = tiny_bert()
     result = run(tmp_path, task=PAIR, model=model, steps=5, precision="bf16", save_model=True)
-    assert {"accuracy", "f1", "majority"} == set(result["metrics"])
+    assert {"accuracy", "f1", "majority", "loss"} == set(result["metrics"])
     assert result["score"] == pytest.approx((result["metrics"]["accuracy"] + result["metrics"]["f1"]) / 2)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     batch = AutoTokenizer.from_pretrained(tmp_path / "model")(["good film"], ["bad"], return_tensors="pt")
@@ -120,7 +120,7 @@ def test_a_pair_task_in_bf16_saves_a_model_that_loads(tmp_path):
 
 def test_regression(tmp_path):
     result = run(tmp_path, task=SCORE, model=tiny_bert(num_labels=1), steps=150)
-    assert set(result["metrics"]) == {"pearson", "spearman"}
+    assert set(result["metrics"]) == {"pearson", "spearman", "loss"}
     assert result["metrics"]["pearson"] > 0.5
     assert result["train_loss"] < 0.02
     assert result["flags"] == []
@@ -132,7 +132,7 @@ def test_both_validation_splits_are_kept(tmp_path):
     data = tiny_data(task)
     data["validation_mismatched"] = data["validation_mismatched"].filter(lambda row: row["label"] == 1)
     result = run(tmp_path, task=task, data=data.remove_columns("difficulty"), steps=2)
-    assert set(result["metrics"]) == {"accuracy", "majority", "accuracy_mm", "majority_mm"}
+    assert set(result["metrics"]) == {"accuracy", "majority", "loss", "accuracy_mm", "majority_mm", "loss_mm"}
     assert result["metrics"]["majority_mm"] == 1.0
     assert result["score"] == pytest.approx((result["metrics"]["accuracy"] + result["metrics"]["accuracy_mm"]) / 2)
 

@@ -139,7 +139,7 @@ def test_trackers_are_told(tmp_path):
     register_tracker_class(Memory)
     train(tmp_path / "run", track=("memory",))
     assert told[0]["learning_rate"] == 3e-3
-    assert [step for step, values in told[1:] if "accuracy" in values] == [7, 14, 20]
+    assert [step for step, values in told[1:] if "validation/accuracy" in values] == [7, 14, 20]
     assert {step: values["loss"] for step, values in told[1:] if "loss" in values}[20] == log(tmp_path / "run")[-1][
         "loss"
     ]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -62,6 +63,18 @@ def evaluate(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str,
             wrong = side[~np.isin(side, range(len(task.labels)))][0]
             raise ValueError(f"{name} hold {wrong!r}; {task.name!r} has the classes 0 to {len(task.labels) - 1}")
     return {name: METRICS[name](sides["labels"], sides["predictions"]) for name in (*task.metrics, *task.also)}
+
+
+def loss(task: Task, logits: ArrayLike, labels: ArrayLike) -> float:
+    """Mean cross-entropy in nats, of a regression mean squared error.
+
+    logits   (examples, classes), of a regression (examples, 1)
+    labels   (examples,)
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if task.labels is None:
+        return float(np.mean((logits[:, 0] - labels) ** 2))
+    return float(np.mean(logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]))
 
 
 def score(task: Task, metrics: Mapping[str, float]) -> float:

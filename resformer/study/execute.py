@@ -1,39 +1,40 @@
-"""Running a study on one machine: a pool of long-lived worker processes, each run in a directory of its own.
+"""Running a study: what has no result yet, by the executor that was asked for.
 
-Nothing is remembered but the run directories: a run is finished exactly when its result.json is there, so a
-study that was stopped, at any moment and in any way, is continued by starting it again. For Linux and macOS.
+Nothing is remembered but the run directories: a run is finished exactly when its result.json is there, so a study
+that was stopped, at any moment and in any way, is continued by starting it again. For Linux and macOS.
 """
 
+from __future__ import annotations
+
 import contextlib
-import multiprocessing
-import os
-import signal
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from resformer.errors import unknown
-from resformer.files import write_json_atomically
-from resformer.spelling import parse_scheme
-from resformer.study.plan import Run, Study
+from resformer.study.plan import Condition, Run, Study
+from resformer.study.pool import Pool, check_workers
+from resformer.study.pretraining import Encoder
 from resformer.study.progress import Progress
-from resformer.study.results import open_study, read_result
-from resformer.study.worker import Function, Slot, serve
+from resformer.study.ray_pool import RayPool
+from resformer.study.results import Result, open_study, read_result, read_study
+from resformer.study.selection import chosen
+from resformer.study.settings import Settings
+from resformer.study.worker import Function, Unit, done
 
-SHORTEST = 8  # tokens that an example may be cut to: fewer leave nothing of it
+EXECUTORS = ("local", "ray")
+RUN = "resformer.study.run:run"
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of the runs that were asked for."""
+    """What became of the runs that were asked for, those that choose learning rates included."""
 
     finished: int  # now
     skipped: int  # finished before
     elsewhere: int  # being run by another process in the same folder
+    waiting: int = 0  # for an encoder or a learning rate: its runs failed, or are elsewhere
     failed: dict[str, str] = field(default_factory=dict)  # id of the run -> its error
 
 
@@ -41,198 +42,161 @@ def execute(
     study: Study,
     output: Path,
     *,
+    executor: str = "local",
     workers: int | None = None,
     shard: tuple[int, int] | None = None,
     command: str | None = None,
-    function: Function | str = "resformer.study.run:run",
+    function: Function | str = RUN,
     say: Callable[[str], None] | None = None,
+    address: str | None = None,
 ) -> Tally:
-    """Carry out the runs of `study` that have no result yet in `output`, and say what became of them.
+    """Carry out the runs of `study` that have no result yet in `output`, and say what became of them: first the
+    encoders that others start from, then the runs that choose learning rates, then those that are reported on.
 
-    workers   how many runs at a time; None: one per CUDA device, or per core where there is none
-    shard     (i, n): only every n-th run, from run i; 0 <= i < n. The n shards are disjoint and complete
+    executor  "local", processes of this machine, or "ray": then `output` is on a disk that all nodes share
+    workers   how many runs at a time; None: one per GPU, or per core where there is none
+    shard     (i, n): only every n-th condition, from condition i, with all its runs; 0 <= i < n. The n shards are
+              disjoint and complete, and none needs another
     command   how the user asked for this, recorded in study.json
-    function  called as `function(run, directory)` in a worker process; it leaves a valid result.json in the
-              directory, and raises if it cannot. Given itself (a function of a module) or as "module:name"
+    function  called as `function(run, directory, micro_batch_size)` in a worker process; it leaves a valid result.json
+              in the directory, and raises if it cannot. Given itself (a function of a module) or as "module:name"
     say       is told where the data of each task were found
+    address   of a Ray cluster; None: a Ray is started for this study
 
-    A run that raises, or whose process dies, leaves error.json; the others go on, and it is tried again at
-    the next start. What runs print goes to log.txt in their directories. On Ctrl-C the workers are ended,
-    with what they have not finished, and `KeyboardInterrupt` is raised.
+    A run that raises, or whose process dies, leaves error.json; the others go on, and it is tried again at the next
+    start. One whose memory does not hold its batch is run at once in smaller parts of it, which its result says. What
+    runs print goes to log.txt in their directories. On Ctrl-C the workers are ended, with what they have not finished,
+    and `KeyboardInterrupt` is raised.
 
-    Raises `ValueError` before any work if the study names what does not exist, or `output` holds something
-    else; `RuntimeError` if no worker process can start.
+    A study without facts is resolved first (see `resolve`). Raises `ValueError` before any work if it names what does
+    not exist, or `output` holds something else; `RuntimeError` if no worker process can start.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers!r}")
+    pool = _pool(function, executor, workers, address)
     i, n = shard or (0, 1)
     if not 0 <= i < n:
         raise ValueError(f"shard must be (i, n) with 0 <= i < n, got {shard!r}; the first of four is (0, 4)")
-    check(study, say)
+    if not study.facts.data:
+        from resformer.study.resolve import resolve  # only now: it brings torch, which takes seconds
+
+        study = resolve(study, say)
     output = Path(output).absolute()
     open_study(output, study, command)
-    runs = study.runs()[i::n]
-    directories = {run: output / "runs" / run.id for run in runs}
-    before = {run: read_result(directory) for run, directory in directories.items()}
-    todo = [run for run in runs if not before[run].finished]
-    ended: dict[str, list[Run]] = {"finished": [], "elsewhere": [], "failed": []}
-    jobs = [(run, directories[run]) for run in todo]
-    with Progress(todo) as progress, contextlib.closing(_pool(jobs, function, slots(workers))) as pool:
-        for run in todo:
-            if problem := before[run].problem:
-                progress.say(f"run {run.id}: {problem}; it is run again")
-        for run, outcome in pool:
-            ended[outcome].append(run)
-            progress.advance(run, outcome, read_result(directories[run]))
-    return Tally(
-        finished=len(ended["finished"]),
-        skipped=len(runs) - len(todo),
-        elsewhere=len(ended["elsewhere"]),
-        failed={run.id: str(read_result(directories[run]).error) for run in ended["failed"]},
-    )
+    part = study.conditions()[i::n]
+    with contextlib.closing(pool):
+        return _carry_out([(study, part)], output, pool, lambda run, result: not result.finished)
 
 
-def check(study: Study, say: Callable[[str], None] | None = None) -> None:
-    """Raise `ValueError` for a task, a scheme, a setting, or data that will not do."""
-    from resformer.data.tasks import TASKS
+def retry(
+    output: Path,
+    *,
+    executor: str = "local",
+    workers: int | None = None,
+    function: Function | str = RUN,
+    address: str | None = None,
+) -> Tally:
+    """Run the failures of the studies in a folder again, and the runs that waited for them; the rest as in `execute`.
 
-    for task in study.tasks:
-        if task not in TASKS:
-            raise unknown("task", task, TASKS)
-    settings = study.settings
-    if settings.max_length < SHORTEST:
-        raise ValueError(f"max_length must be at least {SHORTEST} tokens, got {settings.max_length}")
+    Raises `ValueError` if the folder holds no study.
+    """
+    pool = _pool(function, executor, workers, address)
+    output = Path(output).absolute()
+    parts = [(study, study.conditions()) for study in studies(output)]
+    look = _look(output)
+    tuned = [run for study, part in parts for condition in part for run in study.tuning(condition)]
+    broken = {encoder.id for study, _ in parts for encoder in study.encoders() if look(encoder).status == "failed"}
+    held_up = {_kind(run) for run in tuned if look(run).status == "failed" or run.encoder in broken}
 
-    import torch  # only now: this takes seconds, and what is looked at above is told at once
+    def wanted(run: Run, result: Result) -> bool:
+        waited = run.encoder in broken or (not run.tuning and _kind(run) in held_up)
+        return result.status == "failed" or (not result.finished and waited)
 
-    from resformer.data.glue import load_task
-    from resformer.encoders import build_encoder
-    from resformer.train.loop import PRECISIONS
-    from resformer.train.schedule import factor
-
-    if settings.precision not in PRECISIONS:
-        raise unknown("precision", settings.precision, PRECISIONS)
-    factor(settings.schedule, steps=settings.steps, warmup=settings.warmup)
-    with torch.random.fork_rng(devices=[]):
-        for text in study.schemes:
-            name, options = parse_scheme(text)
-            taken = options.keys() & signature(build_encoder).parameters.keys() - {"placement"}
-            if taken:
-                raise ValueError(f"scheme {text!r} sets {min(taken)!r}, which is of the encoder and not of a scheme")
-            build_encoder(  # nothing knows better what can be built than building it, as small as it goes
-                depth=min(study.depths),
-                width=settings.width,
-                heads=settings.heads,
-                ffn_ratio=(settings.ffn or 4 * settings.width) / settings.width,
-                vocab_size=8,
-                max_length=8,
-                scheme=name,
-                init=settings.init,
-                weight_init=settings.weight_init,
-                **options,
-            )
-    for task in study.tasks:  # columns, labels, emptiness; and a download happens once, not in every worker
-        load_task(task, settings.data, say=say)
+    with contextlib.closing(pool):
+        return _carry_out(parts, output, pool, wanted)
 
 
-def slots(workers: int | None) -> list[Slot]:
-    """A slot for each worker: the cores are divided, CUDA devices are given out in turn."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
-    workers = workers or count or cores
-    threads = max(1, cores // workers)
-    return [Slot(threads, devices[index % count] if count else None) for index in range(workers)]
+def studies(output: Path) -> list[Study]:
+    """Those that were run into a folder, oldest first, each once. Raises `ValueError` if it holds none."""
+    found = [Study.read(entry["study"]) for entry in read_study(output)]
+    return [study for position, study in enumerate(found) if study not in found[:position]]
 
 
-class _Worker:
-    """A process that carries out one run after another, since its imports cost seconds."""
-
-    def __init__(self, function: Function | str, slot: Slot):
-        context = multiprocessing.get_context("spawn")
-        self.slot = slot
-        self.run: Run | None = None
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, function, slot))
-        self.process.start()
-        theirs.close()  # so that the end of the process is the end of the connection
-
-    def give(self, run: Run, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(directory / "config.json", run.config)
-        self.run = run
-        with contextlib.suppress(OSError):  # if the process is dead, `receive` will tell
-            self.connection.send((run, directory))
-
-    def receive(self) -> str | None:
-        """What the process says, or None if it has ended; called when there is one or the other."""
-        try:
-            return self.connection.recv() if self.connection.poll() else None
-        except (EOFError, OSError):
-            return None
-
-    def end(self, seconds: float = 10) -> int | None:
-        """See to it that the process ends; its exit code."""
-        self.connection.close()  # an idle one ends by that
-        self.process.join(seconds)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-        return self.process.exitcode
+def _pool(function: Function | str, executor: str, workers: int | None, address: str | None) -> Pool | RayPool:
+    if executor not in EXECUTORS:
+        raise unknown("executor", executor, EXECUTORS)
+    check_workers(workers)
+    if executor == "ray":
+        return RayPool(function, workers, address)
+    if address is not None:
+        raise ValueError(f"address {address!r} is of a Ray cluster; give it with executor 'ray'")
+    return Pool(function, workers)
 
 
-def _pool(
-    jobs: Sequence[tuple[Run, Path]], function: Function | str, slots: Sequence[Slot]
-) -> Generator[tuple[Run, str]]:
-    """Carry out the runs in their directories, and yield each with what became of it, in the words of `serve`."""
-    todo, directories = deque(jobs), dict(jobs)
-    started: list[_Worker] = []
-    try:
-        for slot in slots[: len(todo)]:
-            started.append(_Worker(function, slot))
-        active = list(started)
-        while active:
-            ends: dict[Any, _Worker] = {end: w for w in active for end in (w.connection, w.process.sentinel)}
-            for worker in dict.fromkeys(ends[end] for end in wait(ends)):
-                said, run, worker.run = worker.receive(), worker.run, None
-                if said is None:
-                    code = worker.end()
-                    if run is not None:
-                        _record_death(run, directories[run], code)
-                        said = "failed"
-                if said in ("ready", "finished", "elsewhere") and todo:
-                    worker.give(*todo.popleft())
-                else:
-                    active.remove(worker)
-                    worker.connection.close()
-                    if said == "failed" and todo:
-                        started.append(_Worker(function, worker.slot))
-                        active.append(started[-1])
-                    # One that was not even ready when it ended is not replaced: another would do no better.
-                if run is not None and said is not None:
-                    yield run, said
-        if todo:
-            raise RuntimeError(
-                "no worker process could start; its own message is above. In a script of your own, "
-                'execute must be called under `if __name__ == "__main__":`'
-            )
-    except BaseException:  # Ctrl-C, or a caller that listens no more
-        for worker in started:
-            worker.process.terminate()
-        raise
-    finally:
-        for worker in started:
-            worker.end()
+def _look(output: Path) -> Callable[[Unit], Result]:
+    return lambda run: read_result(output / "runs" / run.id)
 
 
-def _record_death(run: Run, directory: Path, code: int | None) -> None:
-    how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
-    error = f"the process of this run died ({how})"
-    if code == -signal.SIGKILL:
-        error += "; often that means that memory ran out: try fewer workers"
-    log = directory / "log.txt"
-    tail = log.read_text(errors="replace")[-4000:] if log.exists() else ""
-    write_json_atomically(directory / "error.json", {"config": run.config, "error": error, "traceback": tail})
+def _carry_out(
+    parts: Sequence[tuple[Study, Sequence[Condition]]],
+    output: Path,
+    pool: Pool | RayPool,
+    wanted: Callable[[Run, Result], bool],
+) -> Tally:
+    """The runs of some conditions of each study that are `wanted`, which is said of none that is finished."""
+    look = _look(output)
+
+    def place(run: Unit) -> Path:
+        return output / "runs" / run.id
+
+    def tuning() -> list[Run]:
+        return _each_once(run for study, part in parts for condition in part for run in study.tuning(condition))
+
+    def reported() -> list[Run]:
+        return _each_once(
+            run for study, part in parts for run in study.runs(chosen(study, look)) if run.condition in part
+        )
+
+    def ready(run: Run) -> bool:
+        start = encoders.get(run.encoder or "")
+        return run.learning_rate is not None and (start is None or done(start, place(start)))
+
+    encoders = {encoder.id: encoder for study, _ in parts for encoder in study.encoders()}
+    before = {run: look(run) for run in tuning() + reported()}
+    skipped: list[Unit] = [run for run, result in before.items() if result.finished]
+    asked: list[Unit] = [run for run, result in before.items() if wanted(run, result)]
+    needed = {run.encoder for run in asked if isinstance(run, Run)}
+    first = [encoder for name, encoder in encoders.items() if name in needed and not done(encoder, place(encoder))]
+    ended: Counter[str] = Counter()
+    failed = {}
+    with Progress([*first, *skipped, *asked], skipped) as progress:
+        stages: tuple[Callable[[], Sequence[Unit]], ...] = (lambda: first, tuning, reported)
+        for stage in stages:
+            todo: list[Unit] = []
+            for run in stage():
+                if run not in before and isinstance(run, Run) and look(run).finished:
+                    skipped.append(run)  # at a rate that was chosen just now
+                    progress.skip(run)
+                elif isinstance(run, Encoder) or (ready(run) and wanted(run, look(run))):
+                    todo.append(run)
+                    if problem := look(run).problem:
+                        progress.say(f"run {run.id}: {problem}; it is moved to rejected-N.json, and run again")
+            for run, event in pool.carry_out([(run, place(run)) for run in todo]):
+                if event == "started":
+                    progress.start(run)
+                    continue
+                result = look(run)
+                progress.advance(run, event, result)
+                ended[event] += 1
+                if event == "failed":
+                    failed[run.id] = str(result.error)
+    waiting = sum(not ready(run) and wanted(run, look(run)) for run in tuning() + reported())
+    return Tally(ended["finished"], len(skipped), ended["elsewhere"], waiting, failed)
+
+
+def _kind(run: Run) -> tuple[Condition, Settings, bool]:
+    """What a run has in common with those that choose its learning rate, and with no run of another study."""
+    return run.condition, run.settings, run.encoder is None
+
+
+def _each_once(runs: Iterable[Run]) -> list[Run]:
+    """Without repetitions, which two studies of one folder have in common."""
+    return list({run.id: run for run in runs}.values())

@@ -1,155 +1,221 @@
-"""What a study consists of: the settings its runs share, its cells, and the order they are run in. Stdlib only."""
+"""What a study consists of: its conditions, the runs of each, and the order they are run in. Stdlib only."""
 
-import hashlib
-import json
-import math
+from __future__ import annotations
+
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from resformer.spelling import parse_scheme
+from resformer.study.condition import Condition
+from resformer.study.identity import identity
+from resformer.study.pretraining import PRETRAINING, Encoder, Pretraining
+from resformer.study.problems import Problems
+from resformer.study.settings import Settings, number, whole
 
-FORMAT = 1  # raised when a field changes its meaning, so that old runs are not taken for new ones
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all runs of a study share. The encoder is built from these numbers and trained from scratch.
-
-    Raises `ValueError` for a number that makes no sense; names (of schedules, initialisations ...) are
-    checked where they are known.
-    """
-
-    width: int = 32  # of the stream, D
-    heads: int = 2  # of attention; divides the width
-    ffn: int | None = None  # width inside the feed-forward branch; None: four times `width`, filled in at once
-    dropout: float = 0.0  # share of activations, in [0, 1)
-    init: str = "paper"  # of the scheme
-    weight_init: str = "xavier"  # of the host's weights
-    steps: int = 400  # optimizer steps
-    batch_size: int = 32  # examples a step
-    warmup: float = 0.0  # share of the steps, in [0, 1)
-    schedule: str = "hold"  # of the learning rate after warm-up
-    weight_decay: float = 0.01  # of weight matrices; never of the scheme's parameters
-    scheme_lr_multiplier: float = 1.0  # learning rate of the scheme's parameters over that of the others
-    clip: float = 1.0  # largest norm of the gradient; 0: not clipped
-    precision: str = "fp32"
-    max_length: int = 128  # tokens; longer examples are cut
-    train_size: int | None = None  # training examples used; None: all that the task has
-    data: str | None = None  # folder with the data; None: built in, or from the hub
-
-    def __post_init__(self) -> None:
-        for name in ("width", "heads", "steps", "batch_size", "max_length"):
-            _whole(name, getattr(self, name))
-        if self.width % self.heads:
-            fitting = [n for n in range(1, self.width + 1) if self.width % n == 0]
-            nearest = sorted(sorted(fitting, key=lambda n: abs(n - self.heads))[:4])
-            raise ValueError(
-                f"heads must divide the width, got heads {self.heads} with width {self.width}; "
-                f"choose heads among {', '.join(map(str, nearest))}, or another width"
-            )
-        for name in ("ffn", "train_size"):
-            if getattr(self, name) is not None:
-                _whole(name, getattr(self, name))
-        # Resolved here so that the id of a run does not depend on how the same thing was said.
-        object.__setattr__(self, "ffn", self.ffn or 4 * self.width)
-        for name, below in (("dropout", 1), ("warmup", 1), ("weight_decay", math.inf), ("clip", math.inf)):
-            object.__setattr__(self, name, _number(name, getattr(self, name), below=below))
-        object.__setattr__(self, "scheme_lr_multiplier", _positive("scheme_lr_multiplier", self.scheme_lr_multiplier))
+WEIGHT_INITS = ("bert", "xavier", "width_scaled")
+ENDPOINTS = ("score", "train_loss")
+BASELINES = ("pre_ln", "post_ln", "identity")  # the first of these in a study is what others are compared with
+STATIC = "static_mix"  # the control that mixes all layers by weights that mean nothing
+TUNING_SEED = 1_000_000  # of the runs that choose a learning rate: none that is reported on
+RATES, PRETRAINED_RATES = (3e-4, 1e-3, 3e-3), (3e-5, 1e-4, 3e-4)  # from fresh weights; of a checkpoint
 
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of a study: everything that decides its outcome."""
+    """One training run: everything that decides its outcome."""
 
-    scheme: str  # as the user wrote it; `parse_scheme` reads it
-    depth: int  # layers
-    task: str
+    condition: Condition
     seed: int  # of weights, data order and dropout
-    learning_rate: float  # at its peak
+    learning_rate: float | None  # at its peak; None: not chosen yet
+    tuning: bool = False  # it trains without a slice of the training data and is scored on that
+    rows_sha256: str | None = None  # of the task's rows
+    model_sha256: str | None = None  # of the checkpoint's files
+    encoder: str | None = None  # id of the `Encoder` that it starts from
     settings: Settings = field(default_factory=Settings)
 
     @property
     def config(self) -> dict[str, Any]:
-        """All fields in one flat dict, as in config.json and result.json."""
-        own = {name: value for name, value in vars(self).items() if name != "settings"}
-        return own | asdict(self.settings)
+        """All of it in one flat dict, as in config.json and result.json; what does not apply is left out."""
+        own = {name: value for name, value in vars(self).items() if name not in ("condition", "settings")}
+        config = asdict(self.condition) | own | self.settings.of(self.condition.task)
+        if self.settings.model is not None:  # whose weights are not drawn
+            del config["weight_init"]
+        else:
+            del config["model_sha256"]
+        if self.encoder is None:
+            del config["encoder"]
+        return config
 
     @property
     def id(self) -> str:
-        """12 hexadecimal digits that depend on `config` alone: the name of the run's directory."""
-        text = json.dumps({"format": FORMAT, **self.config}, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """The name of the run's directory: see `identity`."""
+        return identity(self.config)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples a step."""
+        return self.settings.batch_size
 
     def __str__(self) -> str:
-        return f"{self.scheme}, depth {self.depth}, {self.task}, seed {self.seed}, lr {self.learning_rate:g}"
+        c, rate = self.condition, "not chosen" if self.learning_rate is None else f"{self.learning_rate:g}"
+        seed = "tuning" if self.tuning else f"seed {self.seed}"
+        return f"{arm(self.config)}, depth {c.depth}, {c.task}, {seed}, lr {rate}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is looked up before a study is planned, since its runs depend on it."""
+
+    data: dict[str, str] = field(default_factory=dict)  # task -> sha256 of its rows
+    model: str | None = None  # sha256 of the checkpoint's files
+    corpus: str | None = None  # sha256 of the text that encoders are pre-trained on
+    widths: dict[str, int] = field(default_factory=dict)  # depth -> width with the parameters to be matched
+    wider: dict[str, int] = field(default_factory=dict)  # depth -> `Condition.extra_ffn` of the control; none where 0
 
 
 @dataclass(frozen=True)
 class Study:
-    """Schemes x depths x tasks x seeds x learning rates. Raises `ValueError` for axes that make no sense."""
+    """Schemes x depths x tasks x weight initialisations x seeds. Raises `Problems` for axes that make no sense.
+
+    With more than one learning rate each condition gets its own: it is tried with all of them on a slice of the
+    training data, and run with the best (see `resformer.study.selection`).
+    """
 
     schemes: tuple[str, ...]  # each a name, or a name with options: see `parse_scheme`
-    depths: tuple[int, ...]  # layers
+    depths: tuple[int, ...]  # layers; that of the checkpoint where there is one
     tasks: tuple[str, ...]
-    seeds: int = 1  # how many: 0, 1, ... seeds - 1
-    learning_rates: tuple[float, ...] = (1e-3,)
+    seeds: int = 5  # how many: 0, 1, ... seeds - 1
+    learning_rates: tuple[float, ...] = ()  # at their peak; by default `RATES` or `PRETRAINED_RATES`
+    weight_inits: tuple[str, ...] = ("xavier",)
+    baseline: str | None = None  # one of the schemes, with which the others are compared; by default by `BASELINES`
+    controls: bool = True  # the baseline with a wider feed-forward, and `STATIC`
+    endpoint: str = "score"  # what the study is declared to be about: "score" or "train_loss"
     settings: Settings = field(default_factory=Settings)
+    pretraining: Pretraining | None = None  # of an encoder for each scheme and depth, which the runs start from
+    facts: Facts = field(default_factory=Facts)
 
     def __post_init__(self) -> None:
-        for name in ("schemes", "depths", "tasks", "learning_rates"):
+        problems = Problems()
+        if not self.learning_rates and not isinstance(self.learning_rates, str):
+            fresh = self.settings.model is None and self.pretraining is None
+            object.__setattr__(self, "learning_rates", RATES if fresh else PRETRAINED_RATES)
+        for name in ("schemes", "depths", "tasks", "learning_rates", "weight_inits"):
             values = getattr(self, name)
-            if isinstance(values, str) or not values:
-                raise ValueError(f"{name} must be a list of at least one, got {values!r}")
+            optional = name == "depths" and self.settings.model is not None
+            if isinstance(values, str) or not (values or optional):
+                problems.add(name, values, "a list of at least one")
+                values = ()
             object.__setattr__(self, name, tuple(values))
         for depth in self.depths:
-            _whole("depths", depth)
-        _whole("seeds", self.seeds)
-        rates = tuple(_positive("learning_rates", rate) for rate in self.learning_rates)
-        object.__setattr__(self, "learning_rates", rates)
+            problems.unless(whole(depth), "depths", depth, "a whole number of at least 1")
+        problems.unless(whole(self.seeds), "seeds", self.seeds, "a whole number of at least 1")
+        for rate in self.learning_rates:
+            problems.unless(number(rate) and rate > 0, "learning_rates", rate, "a finite number above 0")
+        for name in self.weight_inits:
+            problems.unless(name in WEIGHT_INITS, "weight_inits", name, f"among {', '.join(WEIGHT_INITS)}")
+        problems.unless(self.endpoint in ENDPOINTS, "endpoint", self.endpoint, f"among {', '.join(ENDPOINTS)}")
+        if self.settings.model is not None and len(self.weight_inits) > 1:
+            problems.add("weight_inits", list(self.weight_inits), "left out where a checkpoint brings the weights")
+        if self.settings.model is not None and self.pretraining is not None:
+            problems.add("model", self.settings.model, "left out where the study pre-trains encoders")
+        keys = []
+        for text in self.schemes:
+            try:
+                name, options = parse_scheme(text)
+                keys.append(f"{name} {sorted(options.items())}")
+            except (ValueError, AttributeError) as error:
+                problems.say("schemes", text, str(error))
+                keys.append(repr(text))
+        for name in ("depths", "tasks", "learning_rates", "weight_inits"):
+            _distinct(problems, name, map(repr, getattr(self, name)), getattr(self, name))
+        _distinct(problems, "schemes", keys, self.schemes)
+        problems.stop()
         object.__setattr__(self, "schemes", tuple(text.strip() for text in self.schemes))
-        _distinct("depths", self.depths)
-        _distinct("tasks", self.tasks)
-        _distinct("learning_rates", self.learning_rates)
-        parsed = [parse_scheme(text) for text in self.schemes]
-        _distinct("schemes", (f"{name} {sorted(options.items())}" for name, options in parsed), self.schemes)
+        object.__setattr__(self, "learning_rates", tuple(float(rate) for rate in self.learning_rates))
+        chosen = self.baseline or next((name for name in BASELINES if name in self.schemes), self.schemes[0])
+        if chosen not in self.schemes:
+            problems.add("baseline", chosen, f"one of the schemes: {', '.join(self.schemes)}")
+        problems.stop()
+        object.__setattr__(self, "baseline", chosen)
 
-    def runs(self) -> list[Run]:
-        """Every cell, all of seed 0 first, so that a study stopped half-way is balanced already.
+    def conditions(self) -> list[Condition]:
+        """Every cell, the deepest first, so that no long run is left over at the end; within a depth by task."""
+        assert self.baseline is not None
+        found = []
+        for depth, init, task in product(sorted(self.depths, reverse=True), self.weight_inits, self.tasks):
+            found += [Condition(scheme, depth, task, init) for scheme in self.schemes]
+            if self.controls and (units := self.facts.wider.get(str(depth))):
+                found.append(Condition(self.baseline, depth, task, init, units))
+        return found
 
-        Within a seed the deepest come first, so that no long run is left over at the end.
+    def encoders(self, conditions: Sequence[Condition] | None = None) -> list[Encoder]:
+        """The pre-training runs that some conditions start from (None: all), each once; all of the first seed first."""
+        if self.pretraining is None:
+            return []
+        of = self.conditions() if conditions is None else conditions
+        seeds = range(min(self.pretraining.seeds, self.seeds))
+        return list(dict.fromkeys(self._encoder(one, seed) for seed in seeds for one in of))
+
+    def tuning(self, condition: Condition) -> list[Run]:
+        """The runs that choose the learning rate of a condition: none where there is one rate."""
+        if len(self.learning_rates) == 1:
+            return []
+        return [self._run(condition, TUNING_SEED, rate, tuning=True) for rate in self.learning_rates]
+
+    def rates(self, chosen: Mapping[Condition, float | None]) -> dict[Condition, float | None]:
+        """The learning rate of each condition: the only one, or that which was `chosen`; None where none is yet."""
+        only = self.learning_rates[0] if len(self.learning_rates) == 1 else None
+        return {condition: only or chosen.get(condition) for condition in self.conditions()}
+
+    def runs(self, chosen: Mapping[Condition, float | None]) -> list[Run]:
+        """The runs that are reported on, at the rates that were `chosen`.
+
+        All of seed 0 come first, so that a study that is stopped half-way is balanced already.
         """
-        return [
-            Run(scheme, depth, task, seed, rate, self.settings)
-            for seed, depth, task, scheme, rate in product(
-                range(self.seeds), sorted(self.depths, reverse=True), self.tasks, self.schemes, self.learning_rates
-            )
-        ]
+        rates = self.rates(chosen)
+        return [self._run(condition, seed, rate) for seed in range(self.seeds) for condition, rate in rates.items()]
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> Study:
+        """From what `asdict` made of it, read back from JSON. Raises `ValueError` for what another version wrote."""
+        try:
+            settings, facts = Settings(**entry["settings"]), Facts(**entry["facts"])
+            pretraining = None if entry["pretraining"] is None else Pretraining(**entry["pretraining"])
+            return cls(**{**entry, "settings": settings, "facts": facts, "pretraining": pretraining})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the study was written by another version of resformer ({error}); run it again") from None
+
+    def _run(self, condition: Condition, seed: int, rate: float | None, *, tuning: bool = False) -> Run:
+        return Run(
+            condition,
+            seed,
+            rate,
+            tuning,
+            self.facts.data.get(condition.task),
+            self.facts.model,
+            None if self.pretraining is None else self._encoder(condition, 0 if tuning else seed).id,
+            self._settings(condition.depth),
+        )
+
+    def _encoder(self, condition: Condition, seed: int) -> Encoder:
+        assert self.pretraining is not None
+        shape = replace(condition, task=PRETRAINING)
+        number = seed % self.pretraining.seeds
+        return Encoder(shape, number, self.facts.corpus, self.pretraining, self._settings(condition.depth))
+
+    def _settings(self, depth: int) -> Settings:
+        return replace(self.settings, width=self.facts.widths.get(str(depth), self.settings.width))
 
 
-def _whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+def arm(config: Mapping[str, Any]) -> str:
+    """What is compared in a run's config: its scheme, or the control that the scheme stands for with more units."""
+    return f"{config['scheme']} + wider ffn" if config.get("extra_ffn") else str(config["scheme"])
 
 
-def _number(name: str, value: Any, *, below: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < below:
-        allowed = "a finite number of at least 0" if below == math.inf else f"at least 0 and below {below:g}"
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-    return float(value)
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
-    return float(value)
-
-
-def _distinct(name: str, keys: Iterable[Any], shown: tuple[Any, ...] = ()) -> None:
-    counts = Counter(keys)
-    for position, (key, count) in enumerate(counts.items()):
+def _distinct(problems: Problems, name: str, keys: Iterable[str], shown: tuple[Any, ...]) -> None:
+    for position, (_, count) in enumerate(Counter(keys).items()):
         if count > 1:
-            value = shown[position] if shown else key
-            raise ValueError(f"{name} has {value!r} {count} times; give each once")
+            problems.say(name, shown[position], f"{name} has {shown[position]!r} {count} times; give each once")

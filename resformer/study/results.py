@@ -1,21 +1,29 @@
 """What a study left on disk, read back: runs finished, failed, and not finished. Stdlib only.
 
 A study's folder holds study.json (the studies run into it, their commands and versions) and
-runs/<id>/{config.json, log.txt, train.jsonl, result.json | error.json}.
+runs/<id>/{config.json, log.txt, train.jsonl, result.json | error.json}; of a run that is finished, result.json is
+enough.
 """
 
+import contextlib
+import fcntl
 import json
+import os
 import warnings
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from resformer.files import write_json_atomically
 from resformer.provenance import provenance
-from resformer.study.plan import Study
+from resformer.study.plan import Condition, Run, Study
+from resformer.study.pretraining import Encoder
+from resformer.study.settings import Settings
 
 VERSION = 1  # of study.json and result.json
 MISSING = "is missing"
+HALVED = "micro_batch_halved"  # flag of a run whose memory did not hold its batch: not quite what it is compared with
 PAYLOAD = (
     "status", "score", "train_loss", "flags", "metrics", "loss_curve", "diagnostics", "cost", "provenance",
 )  # fmt: skip
@@ -36,6 +44,7 @@ class Result:
     diagnostics: dict[str, Any] = field(default_factory=dict)  # at initialisation
     cost: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    micro_batch_size: int | None = None  # examples at once, where memory did not hold the batch; then `HALVED` is set
     error: str | None = None  # why the run failed, in a line
     traceback: str | None = None
     problem: str | None = None  # why a result.json that is there does not count
@@ -53,20 +62,37 @@ def open_study(output: Path, study: Study, command: str | None = None) -> None:
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {str(output)!r} is a file; choose a new folder, or one that holds a study")
-    if not output.exists() or not any(output.iterdir()):
-        entries = []
-    else:
-        entries = read_study(output)
+    output.mkdir(parents=True, exist_ok=True)
     made_with = provenance()
     started = made_with.pop("finished")
     # Through JSON and back, so that tuples compare equal to the lists that are read.
     entry = json.loads(json.dumps({"study": asdict(study), "command": command, "provenance": made_with}))
-    if any({**known, "started": None} == {**entry, "started": None} for known in entries):
-        return  # the same again, after a stop
-    output.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(
-        output / "study.json", {"version": VERSION, "studies": [*entries, {**entry, "started": started}]}
-    )
+    add_entries(output, [{**entry, "started": started}])
+
+
+def add_entries(output: Path, entries: list[dict[str, Any]]) -> None:
+    """Add to the study.json of a study, or of an empty folder, those that it does not have, whenever they started."""
+    with _alone(output):  # the shards of a study are all started at once
+        known = read_study(output) if any(output.iterdir()) else []
+        united = list(known)
+        for entry in entries:
+            if not any({**other, "started": None} == {**entry, "started": None} for other in united):
+                united.append(entry)
+        if len(united) > len(known):
+            united.sort(key=lambda entry: str(entry.get("started")))
+            write_json_atomically(output / "study.json", {"version": VERSION, "studies": united})
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Meanwhile no other process is in here; where a file system has no locks, there may be."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def read_study(output: Path) -> list[dict[str, Any]]:
@@ -90,8 +116,8 @@ def read_study(output: Path) -> list[dict[str, Any]]:
 def read_results(output: Path) -> list[Result]:
     """Every run of the study, finished or not, in the order of their ids.
 
-    A result.json that is cut off, is no result or has another version is never counted: its run is
-    "unfinished" and `problem` says why. A folder without a readable configuration is left out with
+    A result.json that is cut off, is no result, has another version or is of another run than its folder is never
+    counted: its run is "unfinished" and `problem` says why. A folder without a readable configuration is left out with
     a warning that names it. Raises `ValueError` if `output` does not hold a study.
     """
     read_study(output)
@@ -111,9 +137,11 @@ def read_result(directory: Path) -> Result:
     config, _ = _load(directory / "config.json", version=None)
     payload, problem = _load(directory / "result.json")
     if problem is None:
-        problem = _fault(payload)
+        problem = _fault(payload) or _foreign(payload["config"], directory.name)
     if problem is None:
         named = {name: payload[name] for name in PAYLOAD if name in payload}
+        if micro := payload.get("settings", {}).get("micro_batch_size"):
+            named |= {"micro_batch_size": micro, "flags": [*named.get("flags", ()), HALVED]}
         return Result(directory, {**config, **payload["config"]}, **named)
     if problem == MISSING:
         problem = None
@@ -156,10 +184,38 @@ def _fault(payload: dict[str, Any]) -> str | None:
         return f"has score {payload.get('score')!r}, not a number"
     if not isinstance(payload.get("train_loss"), int | float | None):
         return f"has train_loss {payload['train_loss']!r}, not a number"
-    for name, kind in (("loss_curve", list), ("metrics", dict), ("diagnostics", dict), ("cost", dict)):
+    kinds = {"flags": list, "loss_curve": list, "metrics": dict, "diagnostics": dict, "cost": dict, "settings": dict}
+    for name, kind in kinds.items():
         if not isinstance(payload.get(name, kind()), kind):
             return f"has no {name}"
     return None
+
+
+def run_id(config: Mapping[str, Any]) -> str | None:
+    """The id of the run or encoder that has this configuration, whatever else is in it; None if it is of none."""
+    if "objective" in config:
+        try:
+            return Encoder.read(config).id
+        except (KeyError, TypeError, ValueError):
+            return None
+    names = {one.name for one in fields(Settings)} & config.keys()
+    if "epochs" in names:
+        names -= {"steps"}  # so many they came to
+    own = {one.name for one in fields(Run)} & config.keys()
+    try:
+        condition = Condition(**{one.name: config[one.name] for one in fields(Condition) if one.name in config})
+        settings = Settings(**{name: config[name] for name in names})
+        return Run(condition, **{name: config[name] for name in own}, settings=settings).id
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
+def _foreign(config: dict[str, Any], name: str) -> str | None:
+    """What keeps a result from being that of the run which its folder is named after, or None."""
+    found = run_id(config)
+    if found == name:
+        return None
+    return "is of no run that this resformer knows" if found is None else f"is of another run, {found}"
 
 
 def _no_json(constant: str) -> NoReturn:

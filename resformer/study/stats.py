@@ -12,6 +12,8 @@ from scipy.optimize import brentq
 from scipy.stats import chi2, nct, norm
 from scipy.stats import t as student_t
 
+from resformer.study.words import signed
+
 FEWEST = 3  # runs below which no interval and no p-value is given
 FEWEST_FOR_STARS = 6  # pairs below which no sign-flip test, whatever the data, reaches p < 0.05
 
@@ -108,13 +110,17 @@ def comparison(gap: Estimate, decimals: int = 3) -> str:
 
     The detectable size in it is computed from the spread of these pairs, and is as uncertain as that spread.
     """
+    mean = signed(gap.mean, decimals)
     if gap.sd is None:
-        return f"{gap.mean:+.{decimals}f} (exploratory: n={gap.n}, no interval)"
+        return f"{mean} (exploratory: n={gap.n}, no interval)"
     if gap.flat:
-        return f"{gap.mean:+.{decimals}f} at every seed (n={gap.n}, no spread to judge by)"
-    interval = f"{100 * gap.level:.3g} % interval {gap.low:+.{decimals}f} to {gap.high:+.{decimals}f}, n={gap.n}"
+        return f"{mean} at every seed (n={gap.n}, no spread to judge by)"
+    assert gap.low is not None
+    assert gap.high is not None
+    ends = f"{signed(gap.low, decimals)} to {signed(gap.high, decimals)}"
+    interval = f"{100 * gap.level:.3g}% interval {ends}, n={gap.n}"
     if gap.excludes(0):
-        return f"{gap.mean:+.{decimals}f} ({interval})"
+        return f"{mean} ({interval})"
     smallest = detectable(gap.sd, gap.n, alpha=1 - gap.level)
     return f"no detectable difference ({interval}, detectable {smallest:.{decimals}f})"
 

@@ -1,7 +1,7 @@
-"""What a study holds: its runs as cells (scheme x depth) under one setting.
+"""What a study holds: its runs as cells (arm x depth) under one setting.
 
-A setting is a task and what else differs between runs besides scheme, depth and seed (a learning rate, an
-initialisation), so that runs made under different conditions are never averaged.
+An arm is what is compared: a scheme, or a control. A setting is a task and what else differs between runs besides arm,
+depth, seed and learning rate, which is chosen for each cell: runs made under different conditions are never averaged.
 """
 
 import json
@@ -9,46 +9,83 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from resformer.data.tasks import TASKS
-from resformer.study.plan import Run, Settings, Study
+from resformer.spelling import parse_scheme
+from resformer.study.failures import Rate, failure_rate
+from resformer.study.identity import PLACES
+from resformer.study.plan import BASELINES, STATIC, arm
 from resformer.study.results import Result
 from resformer.study.stats import Estimate, estimate, paired_difference
 
-AXES = ("scheme", "depth", "task", "seed")  # config keys that are no part of a setting
+# config keys that are no part of a setting
+AXES = ("scheme", "extra_ffn", "depth", "task", "seed", "learning_rate", "tuning", *PLACES)
 NEAR = 0.98  # a final training loss from this share of the constant guess's on is "at chance"
 FAR = 1.5  # a final training loss above this many times the threshold of chance is "worse than chance"
-BASELINES = ("pre_ln", "post_ln", "identity")  # the first of these in a study is what others are compared with
+FAILING = ("chance", "worse", "diverged", "failed")
+SIGN = {"score": 1, "train_loss": -1}  # of an endpoint's differences that are better
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What the best constant guess of a task gets; None where that is not known."""
+
+    score: float | None = None
+    loss: float | None = None  # ln C, or the entropy of two classes of known shares
+
+    @cached_property
+    def threshold(self) -> float | None:
+        """The final training loss from which on a run is at chance; always below the constant guess's."""
+        if self.loss is None:
+            return None
+        near = NEAR * self.loss
+        short = round(near, 2)  # for people; too coarse where the guess is nearly always right
+        return short if abs(short - near) < (self.loss - near) / 2 else float(f"{near:.3g}")
+
+    def of(self, endpoint: str) -> float | None:
+        return self.score if endpoint == "score" else self.loss
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one scheme at one depth, one a seed. `threshold`: the training loss that counts as chance."""
+    """The runs of one arm at one depth, one a seed."""
 
-    scheme: str
+    arm: str
     depth: int
     runs: tuple[Result, ...]
-    threshold: float | None  # None: there is no constant guess to compare with (regression)
+    chance: Chance
 
     @cached_property
     def finished(self) -> list[Result]:
         return [run for run in self.runs if run.finished]
 
     @cached_property
-    def learned(self) -> int:
-        """How many runs learned: see `learned`."""
-        return sum(learned(run, self.threshold) for run in self.runs)
-
-    @cached_property
-    def scores(self) -> dict[int, float]:
-        """Score by seed, of the runs that have one."""
-        return {run.config["seed"]: run.score for run in self.runs if run.score is not None}
+    def outcomes(self) -> list[str]:
+        """The `outcome` of each finished run."""
+        return [outcome(run, self.chance.threshold) for run in self.finished]
 
     @property
-    def score(self) -> Estimate | None:
-        return estimate(list(self.scores.values())) if self.scores else None
+    def learned(self) -> int:
+        return self.outcomes.count("learned")
+
+    @property
+    def failures(self) -> Rate | None:
+        """How many of the finished runs diverged or did not learn; None where none is finished."""
+        return failure_rate(sum(o in FAILING for o in self.outcomes), len(self.outcomes)) if self.outcomes else None
+
+    def values(self, endpoint: str) -> dict[int, float]:
+        """Score, or training loss at the end, by seed. A run that diverged counts with that of a constant guess."""
+        found = {}
+        for run in self.finished:
+            value = self.chance.of(endpoint) if run.status == "diverged" else getattr(run, endpoint)
+            if value is not None:
+                found[run.config["seed"]] = float(value)
+        return found
+
+    def estimate(self, endpoint: str) -> Estimate | None:
+        values = list(self.values(endpoint).values())
+        return estimate(values) if values else None
 
     def count(self, status: str) -> int:
         return sum(run.status == status for run in self.runs)
@@ -63,7 +100,7 @@ class Cell:
             return "missing"
         if not self.finished:
             return "error" if self.count("failed") else "unfinished"
-        outcomes = {outcome(run, self.threshold) for run in self.finished}
+        outcomes = set(self.outcomes)
         if len(outcomes) == 1:
             return outcomes.pop()
         return "scored" if "scored" in outcomes else "mixed" if "learned" in outcomes else "failed"
@@ -91,11 +128,6 @@ class Cell:
         return ", ".join(parts)
 
 
-def learned(run: Result, threshold: float | None) -> bool:
-    """Whether a run ended with a training loss below `threshold`. One that diverged did not."""
-    return run.finished and outcome(run, threshold) == "learned"
-
-
 def outcome(run: Result, threshold: float | None) -> str:
     """How a finished run ended: learned, chance, worse (than chance), diverged, or scored without a threshold."""
     if run.status == "diverged":
@@ -113,7 +145,9 @@ class Setting:
 
     task: str
     differs: dict[str, Any]  # the config keys, with values, that set it apart from the task's other settings
-    schemes: tuple[str, ...]
+    arms: tuple[str, ...]  # controls last
+    controls: tuple[str, ...]  # those of the arms that are there to be beaten
+    baseline: str | None  # the arm that others are compared with
     runs: tuple[Result, ...]
 
     @cached_property
@@ -122,102 +156,89 @@ class Setting:
 
     @cached_property
     def cells(self) -> dict[tuple[str, int], Cell]:
-        """Every scheme at every depth, also where there are no runs."""
-        runs: dict[tuple[str, int], list[Result]] = {(s, d): [] for s in self.schemes for d in self.depths}
+        """Every arm at every depth, also where there are no runs."""
+        runs: dict[tuple[str, int], list[Result]] = {(a, d): [] for a in self.arms for d in self.depths}
         for run in sorted(self.runs, key=lambda run: run.config["seed"]):
-            runs[run.config["scheme"], run.config["depth"]].append(run)
-        return {(s, d): Cell(s, d, tuple(own), self.threshold) for (s, d), own in runs.items()}
+            runs[arm(run.config), run.config["depth"]].append(run)
+        return {(a, d): Cell(a, d, tuple(own), self.chance) for (a, d), own in runs.items()}
 
     @cached_property
     def finished(self) -> list[Result]:
         return [run for run in self.runs if run.finished]
 
     @cached_property
-    def majority(self) -> float | None:
-        """Share of the most frequent class of the validation split, as the runs report it."""
-        shares = [run.metrics["majority"] for run in self.finished if "majority" in run.metrics]
-        return sum(shares) / len(shares) if shares else None
-
-    @cached_property
-    def guess_loss(self) -> float | None:
-        """The loss of the best constant guess: ln C, or the entropy of two classes of known shares."""
-        task = TASKS.get(self.task)
-        if task is None or task.labels is None:
-            return None
-        if len(task.labels) == 2 and self.majority is not None and self.majority < 1:
-            return -sum(p * math.log(p) for p in (self.majority, 1 - self.majority))
-        return math.log(len(task.labels))
-
-    @cached_property
-    def guess_score(self) -> float | None:
-        """The score of the best constant guess, where it is known."""
-        metrics = TASKS[self.task].metrics if self.task in TASKS else ()
-        return self.majority if metrics == ("accuracy",) else 0.0 if metrics == ("matthews",) else None
-
-    @cached_property
-    def threshold(self) -> float | None:
-        """The final training loss from which on a run is at chance; always below the constant guess's."""
-        if self.guess_loss is None:
-            return None
-        near = NEAR * self.guess_loss
-        short = round(near, 2)  # for people; too coarse where the guess is nearly always right
-        return short if abs(short - near) < (self.guess_loss - near) / 2 else float(f"{near:.3g}")
+    def chance(self) -> Chance:
+        return chance(self.task, self.finished)
 
     @cached_property
     def deepest(self) -> int:
         """The deepest depth with a finished run; 0 where none is finished."""
         return max((run.config["depth"] for run in self.finished), default=0)
 
-    @property
-    def most_seeds(self) -> int:
-        """The largest number of finished runs in a cell."""
-        return max((len(cell.finished) for cell in self.cells.values()), default=0)
+    def row(self, arm: str) -> list[Cell]:
+        """The cells of an arm that have a finished run, by depth."""
+        return [self.cells[arm, depth] for depth in self.depths if self.cells[arm, depth].finished]
 
-    def row(self, scheme: str) -> list[Cell]:
-        """The cells of a scheme that have a finished run, by depth."""
-        return [self.cells[scheme, depth] for depth in self.depths if self.cells[scheme, depth].finished]
-
-    def learns_to(self, scheme: str) -> int:
+    def learns_to(self, arm: str) -> int:
         """The depth down to which all finished runs of all measured depths learned; 0: not at the shallowest."""
         deepest = 0
-        for cell in self.row(scheme):
+        for cell in self.row(arm):
             if cell.state != "learned":
                 break
             deepest = cell.depth
         return deepest
 
-    def fails_from(self, scheme: str) -> int:
+    def fails_from(self, arm: str) -> int:
         """The depth from which on no run learned at any measured depth; 0: some run learned at the deepest."""
         smallest = 0
-        for cell in reversed(self.row(scheme)):
-            if cell.state not in ("chance", "worse", "diverged", "failed"):
+        for cell in reversed(self.row(arm)):
+            if cell.state not in FAILING:
                 break
             smallest = cell.depth
         return smallest
 
-    @property
-    def baseline(self) -> str | None:
-        return next((name for name in BASELINES if name in self.schemes), None)
-
-    def difference(self, scheme: str, other: str, depth: int) -> Estimate | None:
-        """Score of `scheme` minus that of `other` at a depth, paired by seed; None where no seed has both."""
-        return paired_difference(self.cells[scheme, depth].scores, self.cells[other, depth].scores)
+    def difference(self, arm: str, other: str, depth: int, endpoint: str, level: float = 0.95) -> Estimate | None:
+        """`arm` minus `other` at a depth, paired by seed; None where no seed has both."""
+        own, others = self.cells[arm, depth], self.cells[other, depth]
+        return paired_difference(own.values(endpoint), others.values(endpoint), level)
 
 
-def not_started(studies: Sequence[Mapping[str, Any]], results: Sequence[Result], output: Path) -> list[Result]:
-    """The runs that the studies of study.json plan and that have no directory yet, as unfinished results."""
-    known = {result.directory.name for result in results}
-    planned: dict[str, Run] = {}
-    for entry in studies:
-        settings = Settings(**entry["study"]["settings"])
-        planned |= {run.id: run for run in Study(**{**entry["study"], "settings": settings}).runs()}
-    return [
-        Result(output / "runs" / name, run.config, "unfinished") for name, run in planned.items() if name not in known
-    ]
+def chance(name: str, finished: Sequence[Result]) -> Chance:
+    """What a constant guess of a task gets, from the share of the most frequent class that its runs report.
+
+    F1 is that of class 1, the majority of MRPC and a minority elsewhere; a correlation with a constant counts as 0.
+    """
+    task = TASKS.get(name)
+    if task is None:
+        return Chance()
+    shares = [value for run in finished for key, value in run.metrics.items() if key.startswith("majority")]
+    majority = sum(shares) / len(shares) if shares else None
+    found: list[float | None] = []
+    for metric in task.metrics:
+        if metric in ("matthews", "pearson", "spearman"):
+            found.append(0.0)
+        elif metric == "f1":
+            found.append(0.0 if name != "mrpc" else None if majority is None else 2 * majority / (1 + majority))
+        else:
+            found.append(majority)
+    known = [value for value in found if value is not None]
+    score = sum(known) / len(known) if len(known) == len(found) else None
+    if task.labels is None:
+        return Chance(score, None)
+    if len(task.labels) == 2 and majority is not None and majority < 1:
+        return Chance(score, -sum(p * math.log(p) for p in (majority, 1 - majority)))
+    return Chance(score, math.log(len(task.labels)))
 
 
-def split(results: Sequence[Result], schemes: Sequence[str] = (), tasks: Sequence[str] = ()) -> list[Setting]:
-    """The results by setting; schemes and tasks in the order given, others after them by name.
+def is_control(config: Mapping[str, Any]) -> bool:
+    """Whether a run is of a negative control: more parameters alone, or a scheme that means nothing."""
+    return bool(config.get("extra_ffn")) or parse_scheme(config["scheme"])[0] == STATIC
+
+
+def split(
+    results: Sequence[Result], schemes: Sequence[str] = (), tasks: Sequence[str] = (), baseline: str | None = None
+) -> list[Setting]:
+    """The results by setting; schemes and tasks in the order given, others after them by name, controls last.
 
     A config key that is tied to depth (one value at each depth) does not set settings apart, since the curves
     over depth would fall apart: `tied` names such keys, and the report tells.
@@ -228,11 +249,15 @@ def split(results: Sequence[Result], schemes: Sequence[str] = (), tasks: Sequenc
         keys = [key for key in varying(runs) if not _tied(key, runs)]
         groups: dict[tuple[Any, ...], list[Result]] = {}
         for run in runs:
-            groups.setdefault(tuple(run.config[key] for key in keys), []).append(run)
-        for values in sorted(groups, key=lambda values: [(value is None, value) for value in values]):
+            groups.setdefault(tuple(_value(run, key) for key in keys), []).append(run)
+        for values in sorted(groups, key=lambda values: [(value is None, str(value)) for value in values]):
             own = tuple(groups[values])
-            names = _order(schemes, (run.config["scheme"] for run in own))
-            settings.append(Setting(task, dict(zip(keys, values, strict=True)), names, own))
+            names = _order(schemes, (arm(run.config) for run in own))
+            main = next((name for name in (baseline, *BASELINES) if name in names), None)
+            checks = {arm(run.config) for run in own if is_control(run.config)} - {main}
+            controls = tuple(name for name in names if name in checks)
+            arms = (*(name for name in names if name not in checks), *controls)
+            settings.append(Setting(task, dict(zip(keys, values, strict=True)), arms, controls, main, own))
     return settings
 
 
@@ -242,9 +267,9 @@ def _order(wanted: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
 
 
 def varying(runs: Sequence[Result]) -> list[str]:
-    """The config keys that all runs have and in which they differ, besides `AXES`."""
-    shared = [key for key in (runs[0].config if runs else ()) if all(key in run.config for run in runs)]
-    return [key for key in shared if key not in AXES and len(_values(key, runs)) > 1]
+    """The config keys in which runs differ, besides `AXES`."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    return [key for key in keys if key not in AXES and len(_values(key, runs)) > 1]
 
 
 def tied(runs: Sequence[Result]) -> list[str]:
@@ -258,4 +283,10 @@ def _tied(key: str, runs: Sequence[Result]) -> bool:
 
 
 def _values(key: str, runs: Sequence[Result]) -> set[str]:
-    return {json.dumps(run.config[key], sort_keys=True) for run in runs}
+    return {json.dumps(_value(run, key), sort_keys=True) for run in runs}
+
+
+def _value(run: Result, key: str) -> Any:
+    """Of a config; of the encoder that a run starts from, of which each cell has its own, only that there is one."""
+    value = run.config.get(key)
+    return "pre-trained" if key == "encoder" and value is not None else value

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from resformer.data.metrics import evaluate, score
+from resformer.data.metrics import evaluate, loss, score
 from resformer.data.tasks import Task
 from resformer.train import checks
 from resformer.train.batches import Encoded, encode, fingerprint, training_batches
@@ -159,7 +159,8 @@ def _evaluate(
     answers = {name: _answers(task, one) for name, one in logits.items()}
     reached = fmean(score(task, evaluate(task, answers[name], splits[name].labels)) for name in answers)
     counts = {name: len(splits[name]) for name in answers}
-    return Evaluation(reached, _metrics(task, data, answers), counts, answers)
+    losses = {f"loss{SUFFIXES.get(name, '')}": loss(task, logits[name], splits[name].labels) for name in answers}
+    return Evaluation(reached, _metrics(task, data, answers) | losses, counts, answers)
 
 
 def _answers(task: Task, logits: np.ndarray) -> np.ndarray:

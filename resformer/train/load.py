@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from resformer.checkpoint import from_pretrained, read_config
 from resformer.data.tasks import Task
+from resformer.drawing import fresh_seed, redraw
 from resformer.encoders import build_encoder
 from resformer.patching import patch, unpatch
 from resformer.sizes import Match, layer_parameters
@@ -105,6 +106,9 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model of an Auto class, with its tokenizer; a head that the checkpoint has not is drawn from the seed.
 
+    Each weight of the head is drawn by its name, as `build_encoder` does: whatever the body, and whatever else is new,
+    equal seeds give equal heads.
+
     path     a folder or a hub id; of a patched checkpoint the scheme comes with it
     task     whose labels the model gives
     scheme   patched onto an unpatched checkpoint; None: the host as it is
@@ -129,18 +133,21 @@ def load_model(
     if patched and scheme:
         raise ValueError(f"model {path!r} is patched with {patched['scheme']!r} already; leave the scheme out")
     torch.manual_seed(seed)
+    seed_of_names = fresh_seed()
     load: Any = partial(from_pretrained, auto=auto) if patched else auto.from_pretrained
     try:
-        model, info = load(
-            path,
-            config=config,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **({"attn_implementation": attention} if attention else {}),
-        )
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn again
+            model, info = load(
+                path,
+                config=config,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **({"attn_implementation": attention} if attention else {}),
+            )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read the weights of model {path!r}: {error}") from error
     _check_body(model, info, path)
+    redraw(model, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])], seed_of_names)
     tokens = load_tokenizer(tokenizer or path, config)
     if tokens.pad_token is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokens.pad_token_id

@@ -45,7 +45,7 @@ class Rehearsal:
         table.add_row("run", f"{length} of {self.config['batch_size']:,} examples{passes}")
         table.add_row("processes", f"{self.processes}")
         table.add_row("first step", f"loss {self.step.loss:.4f}, gradient norm {self.step.grad_norm:.3g}")
-        about = f"; about {_duration(self.seconds * steps)} of training" if steps else ""
+        about = f"; about {duration(self.seconds * steps)} of training" if steps else ""
         table.add_row("a step", f"{self.seconds:.3g} s{about}")
         table.add_row("peak memory", f"{self.peak_memory_mb:,.0f} MiB until now, all in all")
         yield table
@@ -84,7 +84,8 @@ def rehearse(
     return Rehearsal(job.config, job.epoch, accelerator.num_processes, found, taken[0][0], taken[-1][1], peak)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the largest unit of which there is one."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

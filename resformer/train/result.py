@@ -30,7 +30,7 @@ from resformer.train.loop import WINDOW
 from resformer.train.settings import Settings
 
 VERSION = 1  # of result.json
-LOWER = ("loss", "perplexity", "unigram_loss", "context_free_loss")
+LOWER = ("loss", "loss_mm", "perplexity", "unigram_loss", "context_free_loss")
 
 
 def describe_run(outcome: Outcome, job: Job, model: PreTrainedModel, settings: Settings) -> dict[str, Any]:

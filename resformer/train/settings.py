@@ -27,6 +27,8 @@ class Settings:
     micro_batch_size: int | None = option(None, "Examples that a process computes at once. [default: all its part]")
     learning_rate: float = option(5e-5, "At its peak.", "--lr")
     weight_decay: float = option(0.01, "Of matrices; never of the scheme.")
+    beta2: float = option(0.999, "Of AdamW: memory of squared gradients, below 1.")
+    epsilon: float = option(1e-8, "Of AdamW.")
     scheme_lr_multiplier: float = option(1.0, "For the scheme's parameters, on top.")
     warmup: float = option(0.1, "Share of the run, below 1, over which the learning rate rises.")
     schedule: str = option("linear", "Of the learning rate then: linear, cosine, hold or constant.")
@@ -55,7 +57,10 @@ class Settings:
         given = {name: getattr(self, name) for name in (*whole, "watch_every", "seconds", "epochs", "learning_rate")}
         check_positive(**{name: value for name, value in given.items() if value is not None})
         check_not_negative(clip=self.clip, seed=self.seed, weight_decay=self.weight_decay)
-        check_positive(scheme_lr_multiplier=self.scheme_lr_multiplier)
+        check_positive(scheme_lr_multiplier=self.scheme_lr_multiplier, epsilon=self.epsilon)
+        check_not_negative(beta2=self.beta2)
+        if self.beta2 >= 1:
+            raise ValueError(f"beta2 is {self.beta2!r}; it must be below 1, such as 0.999")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed >= 2**63:
             raise ValueError(f"seed is {self.seed!r}; it must be a whole number below 2^63")
         if self.steps is not None and self.seconds is not None:

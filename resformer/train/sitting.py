@@ -54,7 +54,10 @@ class Sitting:
         make_ready(model, job, settings)
         groups = param_groups(model, settings.learning_rate, settings.weight_decay, settings.scheme_lr_multiplier)
         self.peaks = [group["lr"] for group in groups]
-        optimizer = torch.optim.AdamW(groups, fused=True)  # deep narrow nets have thousands of small parameters
+        betas, eps = (0.9, settings.beta2), settings.epsilon
+        optimizer = torch.optim.AdamW(
+            groups, betas=betas, eps=eps, fused=True
+        )  # deep narrow nets have thousands of small parameters
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if start is not None:
             self._restore(start)
@@ -187,8 +190,10 @@ class Sitting:
             except OSError as error:
                 self._tell(f"nothing in {name} up to step {entries[-1]['step']}: {error.strerror or error}")
         if self.settings.track:
-            step, last = entries[-1]["step"], entries[-1].get("metrics", entries[-1])
-            self.accelerator.log({name: value for name, value in last.items() if name != "step"}, step=step)
+            last = dict(entries[-1])
+            step, metrics = last.pop("step"), last.get("metrics")
+            told = last if metrics is None else {f"validation/{name}": value for name, value in metrics.items()}
+            self.accelerator.log(told, step=step)
 
     def _tell(self, note: str) -> None:
         self.outcome.notes.append(note)

@@ -1,0 +1,207 @@
+"""Every arm against the baseline, at every depth of every setting: the tests of a study, and how depth changes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from resformer.study.interaction import resolved_from, slope_difference
+from resformer.study.multiplicity import benjamini_hochberg, holm
+from resformer.study.plan import ENDPOINTS
+from resformer.study.results import HALVED
+from resformer.study.stats import FEWEST, Estimate, comparison, detectable, estimate, stars
+from resformer.study.summary import SIGN, Cell, Setting
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm minus the baseline at one depth, paired by seed, by one endpoint."""
+
+    setting: int  # its position in the study
+    arm: str
+    depth: int
+    endpoint: str
+    primary: bool  # by the endpoint that the study declared
+    gap: Estimate | None  # None: no seed has both
+    p: float | None  # of the paired t test; None where there is none
+    unequal: int  # pairs of which a run had to take its batches in smaller pieces
+    adjusted: float | None  # Holm's over the declared endpoint's tests, Benjamini and Hochberg's over the others
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest true difference that so many pairs of this spread find in 80 % of studies."""
+        if self.gap is None or self.gap.sd is None or self.gap.flat:
+            return None
+        return detectable(self.gap.sd, self.gap.n)
+
+    @property
+    def sentence(self) -> str:
+        return "no seed has both" if self.gap is None else comparison(self.gap)
+
+    @property
+    def stars(self) -> str:
+        return stars(self.adjusted, self.gap.n) if self.gap else ""
+
+    @property
+    def verdict(self) -> str | None:
+        """ "better" or "worse" where the adjusted p-value is below 0.05."""
+        if self.gap is None or self.adjusted is None or self.adjusted >= LEVEL:
+            return None
+        return "better" if self.gap.mean * SIGN[self.endpoint] > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """How the advantage of an arm over the baseline changes with depth, by the declared endpoint."""
+
+    arm: str
+    slope: Estimate | None  # of the arm minus that of the baseline, for each doubling of depth
+    resolved_from: int | None  # the depth from which on the paired interval excludes zero
+
+    @property
+    def found(self) -> str:
+        return "none found" if self.resolved_from is None else f"depth {self.resolved_from}"
+
+
+def compare(settings: Sequence[Setting], declared: str) -> list[Comparison]:
+    """All arms but the baseline x depths x settings x endpoints, with p-values adjusted within each endpoint.
+
+    The family is what was planned: a test that cannot be made yet, or has too few pairs, counts as one.
+    """
+    found = []
+    for endpoint in (declared, *(name for name in ENDPOINTS if name != declared)):
+        tests = [
+            (position, arm, depth, setting.difference(arm, setting.baseline, depth, endpoint))
+            for position, setting in enumerate(settings)
+            if setting.baseline is not None
+            for arm in setting.arms
+            if arm != setting.baseline
+            for depth in shared(setting, arm)
+        ]
+        p_values = [gap.p_value if gap else None for *_, gap in tests]
+        adjusted = (holm if endpoint == declared else benjamini_hochberg)(p_values)
+        found += [
+            Comparison(
+                *test[:3], endpoint, endpoint == declared, test[3], p, _unequal(settings[test[0]], *test[1:3]), q
+            )
+            for test, p, q in zip(tests, p_values, adjusted, strict=True)
+        ]
+    return found
+
+
+def shared(setting: Setting, arm: str) -> list[int]:
+    """The depths at which runs of an arm and of the baseline were planned."""
+    both = (arm, str(setting.baseline))
+    return [depth for depth in setting.depths if all(setting.cells[name, depth].runs for name in both)]
+
+
+def _unequal(setting: Setting, arm: str, depth: int) -> int:
+    """The pairs with the baseline that are not quite equal, since memory did not hold the batches of a run."""
+    cells = [setting.cells[name, depth] for name in (arm, str(setting.baseline))]
+    both = set.intersection(*({run.config["seed"] for run in cell.finished} for cell in cells))
+    halved = {run.config["seed"] for cell in cells for run in cell.finished if HALVED in run.flags}
+    return len(both & halved)
+
+
+def interactions(setting: Setting, endpoint: str) -> list[Interaction]:
+    """Of every arm but the baseline; empty without a baseline or with one depth."""
+    if setting.baseline is None or len(setting.depths) < 2:
+        return []
+
+    def values(arm: str) -> dict[int, dict[int, float]]:
+        return {depth: setting.cells[arm, depth].values(endpoint) for depth in setting.depths}
+
+    found = []
+    for arm in setting.arms:
+        if arm != setting.baseline:
+            gaps = {d: setting.difference(arm, setting.baseline, d, endpoint) for d in shared(setting, arm)}
+            slope = slope_difference(values(arm), values(setting.baseline))
+            found.append(Interaction(arm, slope, resolved_from(gaps)))
+    return found
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Which of some arms is best at a depth, over the seeds that all of them share."""
+
+    best: str
+    among: tuple[str, ...]
+    seeds: int  # that they share
+    partial: bool  # some have more seeds than those
+    gaps: tuple[Estimate, ...]  # of the best to each other, at the level that holds for all pairs together
+    sign: int
+
+    @property
+    def pairs(self) -> int:
+        return len(list(combinations(self.among, 2)))
+
+    @property
+    def resolved(self) -> bool:
+        return self.seeds >= FEWEST and all(gap.excludes(0) for gap in self.gaps)
+
+
+def ranking(setting: Setting, endpoint: str) -> Ranking | None:
+    """Of the arms that learn at the deepest depth; None where fewer than two do.
+
+    Bonferroni over all pairs, since the best one is picked after looking at all of them. One sample of seeds serves the
+    means and the pairs: otherwise the best mean can lose every pair.
+    """
+    cells = [setting.cells[arm, setting.deepest] for arm in setting.arms if setting.deepest]
+    cells = [cell for cell in cells if cell.state in ("learned", "scored") and cell.values(endpoint)]
+    if len(cells) < 2:
+        return None
+    values = {cell.arm: cell.values(endpoint) for cell in cells}
+    shared = sorted(set.intersection(*map(set, values.values())))
+    names, sign = tuple(values), SIGN[endpoint]
+    partial = any(len(own) > len(shared) for own in values.values())
+    if not shared:
+        return Ranking(names[0], names, 0, partial, (), sign)
+    level = 1 - LEVEL / len(list(combinations(names, 2)))
+    best = max(names, key=lambda name: sign * sum(values[name][seed] for seed in shared))
+    gaps = [
+        estimate([values[best][seed] - values[name][seed] for seed in shared], level) for name in names if name != best
+    ]
+    return Ranking(best, names, len(shared), partial, tuple(gaps), sign)
+
+
+@dataclass(frozen=True)
+class AgainstControls:
+    """Which schemes are better than every control at the deepest depth where controls ran."""
+
+    depth: int
+    controls: tuple[str, ...]  # that ran there
+    schemes: tuple[str, ...]
+    beat: tuple[str, ...]
+    pairs: int
+    seeds: int  # the fewest of the pairs
+
+
+def against_controls(setting: Setting, endpoint: str) -> AgainstControls | None:
+    """By paired intervals, Bonferroni over all pairs of scheme and control; None where no control has finished."""
+
+    def ran(arm: str, depth: int) -> bool:
+        return bool(setting.cells[arm, depth].values(endpoint))
+
+    depth = max((d for d in setting.depths if any(ran(c, d) for c in setting.controls)), default=None)
+    if depth is None:
+        return None
+    controls = tuple(c for c in setting.controls if ran(c, depth))
+    schemes = tuple(a for a in setting.arms if a not in setting.controls and ran(a, depth))
+    pairs = len(controls) * len(schemes)
+    if not pairs:
+        return None
+    gaps = {s: [setting.difference(s, c, depth, endpoint, 1 - LEVEL / pairs) for c in controls] for s in schemes}
+    seeds = min(gap.n if gap else 0 for row in gaps.values() for gap in row)
+    beat = [
+        scheme
+        for scheme, row in gaps.items()
+        if all(gap is not None and gap.excludes(0) and gap.mean * SIGN[endpoint] > 0 for gap in row)
+    ]
+    return AgainstControls(depth, controls, schemes, tuple(beat), pairs, seeds)
+
+
+def mean_of(cells: Sequence[Cell], name: str) -> float | None:
+    """The mean of an entry of `cost` over the finished runs of cells that have it."""
+    values = [run.cost[name] for cell in cells for run in cell.finished if run.cost.get(name) is not None]
+    return estimate(values).mean if values else None

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Depth x scheme on SST-2 and MNLI (10,000 rows of it) from scratch: study.toml, and init.toml for another weight
+# initialisation at one depth. What is finished is not run again, so any piece may be stopped and begun again.
+#
+#     bash scripts/studies/depth_x_scheme/run.sh DATA OUT I/N     # piece I of N, into OUT/piece-I, with one worker
+#     bash scripts/studies/depth_x_scheme/run.sh DATA OUT         # the pieces merged into OUT/study, and the report
+#
+# DATA: a folder that holds sst2/ and mnli/.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+data=$1 out=$2 piece=${3:-}
+resformer=${RESFORMER:-$here/../../../.venv/bin/resformer}
+if [ -z "$piece" ]; then
+  $resformer study merge "$out/study" "$out"/piece-*
+  exec $resformer report "$out/study" --out "$here"
+fi
+for study in study init; do
+  $resformer compare "$here/$study.toml" --data "$data" --shard "$piece" --workers 1 --output "$out/piece-${piece%/*}"
+done

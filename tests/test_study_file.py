@@ -1,0 +1,193 @@
+"""A study as users write it: read from a file and options, and all that is wrong with it told at once."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import resformer
+from resformer import describe
+from resformer.study.file import read_study
+from resformer.study.plan import Condition
+from resformer.study.resolve import fingerprint, resolve
+from resformer.study.run import parts, prepare, without_slice
+from resformer.study.settings import PROTOCOLS
+
+SMALL = """
+schemes = ["pre_ln", "highway"]
+depths = [1, 2]
+tasks = ["sentiment"]
+seeds = 2
+learning-rates = [1e-3, 3e-3]
+width = 16
+heads = 2
+steps = 3
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        path = tmp_path / "study.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_file_is_read_and_looked_up(written):
+    said = []
+    study = read_study(written(SMALL), {"seeds": 3, "ffn_ratio": 2.0}, said.append)
+    assert study.schemes == ("pre_ln", "highway", "static_mix")  # the control
+    assert (study.seeds, study.learning_rates, study.baseline) == (3, (1e-3, 3e-3), "pre_ln")
+    assert (study.settings.steps, study.settings.ffn_ratio, study.settings.schedule) == (3, 2.0, "linear")
+    # Of highway 2 (D^2 + D) a layer, the LayerNorm at the end of pre-LN is taken off; a unit takes 2 D + 1.
+    assert study.facts.wider == {"1": round((2 * 272 - 32) / 33), "2": round((4 * 272 - 32) / 66)}
+    data, _ = prepare("sentiment", None, 128)
+    assert study.facts.data == {"sentiment": fingerprint(data)}
+    assert any("sentiment" in line for line in said)
+
+
+def test_protocols(written):
+    cramming = read_study(written(SMALL.replace("learning-rates = [1e-3, 3e-3]", "")), {"protocol": "cramming"})
+    settings = cramming.settings
+    assert cramming.learning_rates == (4e-5,)
+    assert (settings.batch_size, settings.schedule, settings.weight_decay, settings.beta2) == (16, "cosine", 0, 0.98)
+    assert (settings.clip, settings.warmup, settings.epsilon) == (0, 0.1, 1e-6)
+    own = read_study(written(SMALL + 'protocol = "cramming"\nbatch_size = 8'))
+    assert (own.settings.batch_size, own.settings.schedule, own.learning_rates) == (8, "cosine", (1e-3, 3e-3))
+    assert PROTOCOLS["controlled"] == {}
+
+
+def test_a_depth_has_the_parameters_of_another(written):
+    study = read_study(written(SMALL.replace("width = 16", 'match_parameters = "4x16"')), {"controls": False})
+    assert study.facts.widths.keys() == {"1", "2"}
+    assert study.facts.widths["1"] > study.facts.widths["2"] > 16
+    assert {run.condition.depth: run.config["width"] for run in study.runs({})} == {
+        int(depth): width for depth, width in study.facts.widths.items()
+    }
+
+
+def test_all_that_is_wrong_is_told_with_its_line(written):
+    text = """
+schemes = [
+  "pre_ln",
+  "highwy",
+  "rezero:width=3",
+]
+depths = [2, 0]
+tasks = ["sentiment", "sst3"]
+seeds = 0
+learning-rates = [1e-3, -1]
+widht = 32
+dropout = "much"
+schedule = "lineer"
+
+[pretraining]
+corpus = ["/nowhere/text.txt"]
+steps = 5
+batch = 3
+"""
+    path = written(text)
+    with pytest.raises(ValueError, match="things are wrong") as error:
+        read_study(path, {"clip": -1.0, "width": 16})
+    told = [line.strip() for line in str(error.value).splitlines()[1:]]
+    begins = {
+        "--clip: clip must be a finite number of at least 0": "",
+        "4": "unknown scheme 'highwy'. Did you mean 'highway'?",
+        "5": "scheme 'rezero:width=3' sets 'width'",
+        "7": "depths must be a whole number of at least 1, got 0",
+        "8": "unknown task 'sst3'. Did you mean 'sst2'",
+        "9": "seeds must be a whole number of at least 1, got 0",
+        "10": "learning_rates must be a finite number above 0, got -1",
+        "11": "unknown key 'widht'. Did you mean 'width'?",
+        "12": "option 'dropout'",
+        "13": "unknown schedule 'lineer'",
+        "16": "/nowhere/text.txt",
+        "18": "unknown key 'batch' of [pretraining]",
+    }
+    assert len(told) == len(begins)
+    for line, (place, words) in zip(told, begins.items(), strict=True):
+        assert line.startswith(f"{path}, line {place}: " if words else place)
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "schemes: give at least one"),
+        ("schemes = [", "is no TOML file"),
+        ('schemes = ["pre_ln"]\ndepths = [1]\ntasks = ["sentiment"]\npretraining = 3', "must be a table"),
+        ('schemes = ["pre_ln"]\ndepths = [1]\ntasks = ["sentiment"]\n[pretraining]\nsteps = 3', "needs corpus"),
+        (SMALL + 'protocol = "mine"', "unknown protocol 'mine'"),
+        (SMALL + 'family = "electro"', "electra"),
+        (SMALL + 'model = "/nowhere"', "/nowhere"),
+        (SMALL + 'precision = "fp8"', "unknown precision 'fp8'"),
+        (SMALL + 'data = "/nowhere"\n', None),  # not of a built-in task
+        (SMALL.replace("[1, 2]", "[3]") + 'match_parameters = "4by4"', "DEPTHxWIDTH"),
+    ],
+)
+def test_other_files_that_will_not_do(written, text, says):
+    if says is None:
+        text = text.replace("sentiment", "cola")
+        says = "'/nowhere' is not a directory"
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        read_study(written(text))
+    assert says in str(error.value)
+
+
+def test_a_slice_of_the_training_data_is_held_out_for_tuning(written):
+    study = resolve(read_study(written(SMALL), {"controls": False}))
+    (run, *_), reported = study.tuning(study.conditions()[0]), study.runs({})[0]
+    full = parts(replace(reported, learning_rate=1e-3))[3]
+    model, _, task, data, training = parts(run)
+    assert len(data["train"]) + len(data["validation"]) == len(full["train"])
+    assert len(data["validation"]) == 500
+    assert 240 <= sum(data["validation"]["label"]) <= 260  # stratified
+    assert without_slice(full, task)["validation"]["sentence"] == data["validation"]["sentence"]  # the same for all
+    assert (training.learning_rate, training.steps, training.seed) == (1e-3, 3, run.seed)
+    assert model.config.num_hidden_layers == run.condition.depth
+
+
+def test_the_control_spends_the_parameters(written):
+    study = read_study(written(SMALL))
+    wider = next(run for run in study.runs({}) if run.condition.extra_ffn)
+    plain = replace(wider, condition=Condition("pre_ln", 2, "sentiment"))
+    highway = replace(wider, condition=Condition("highway", 2, "sentiment"))
+    counts = [
+        sum(p.numel() for p in parts(replace(run, learning_rate=1e-3))[0].parameters())
+        for run in (plain, wider, highway)
+    ]
+    unit = 2 * (2 * 16 + 1)
+    assert counts[0] < counts[1]
+    assert abs(counts[1] - counts[2]) <= unit / 2 + 32  # the pre-LN of highway's host has its end norm, too
+
+
+def test_data_decide(written):
+    data, _ = prepare("sentiment", None, 128)
+    swapped = data["train"].select([1, 0, *range(2, len(data["train"]))])
+    assert fingerprint(data) != fingerprint({**data, "train": swapped})
+
+
+def test_a_checkpoint_is_patched_with_each_scheme(tmp_path, written):
+    _, words = prepare("sentiment", None, 128)
+    unpatched = resformer.unpatch(resformer.build_encoder(3, 16, heads=2, tokenizer=words))
+    unpatched.save_pretrained(tmp_path / "plain")
+    words.save_pretrained(tmp_path / "plain")
+    shutil.copytree(tmp_path / "plain", tmp_path / "copy")
+
+    text = 'schemes = ["identity", "rezero"]\ntasks = ["sentiment"]\nsteps = 2\nseeds = 1\nmodel = '
+    studies = [read_study(written(f"{text}{str(tmp_path / name)!r}")) for name in ("plain", "copy")]
+    assert [run.id for run in studies[0].runs({})] == [run.id for run in studies[1].runs({})]
+    study = studies[0]
+    assert (study.depths, study.controls, study.learning_rates) == ((3,), False, (3e-5, 1e-4, 3e-4))
+    models = {run.condition.scheme: parts(replace(run, learning_rate=1e-3))[0] for run in study.runs({})}
+    ids = {"input_ids": torch.tensor([[2, 7, 8, 3]])}
+    hidden = [model.base_model.eval()(**ids).last_hidden_state for model in (unpatched, *models.values())]
+    torch.testing.assert_close(hidden[1], hidden[0], rtol=0, atol=0)
+    torch.testing.assert_close(hidden[2], hidden[0])
+    assert "rezero" in str(describe(models["rezero"]))
+
+    with pytest.raises(ValueError, match=r"depths \[2\] of a checkpoint with 3 layers"):
+        read_study(written(f"{text}{str(tmp_path / 'plain')!r}\ndepths = [2]"))
