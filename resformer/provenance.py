@@ -36,7 +36,7 @@ def provenance() -> dict[str, Any]:
         **{name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),  # not where it is installed
         "git": commit,
         "dirty": dirty,
         "finished": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
