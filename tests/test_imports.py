@@ -11,7 +11,7 @@ import resformer
 
 ROOT = Path(resformer.__file__).parent
 ORDER = [
-    {"errors", "files", "provenance", "swap"},
+    {"errors", "files", "palette", "provenance", "swap"},
     {"schemes"},
     {"stack", "hosts", "calibration", "schedule"},
     {"attention"},
@@ -24,7 +24,7 @@ ORDER = [
     {"plan"},
     {"patching"},
     {"folding", "growing"},
-    {"checkpoint", "encoders"},
+    {"checkpoint", "encoders", "sites"},
     {"options", "spelling"},
     {"optim", "data", "testing"},
     {"train", "diagnostics", "support"},

@@ -1,0 +1,74 @@
+"""The picture of a measurement: small panels side by side, in the colours of the reports."""
+
+from __future__ import annotations
+
+import math
+from io import StringIO
+from itertools import cycle
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from resformer.diagnostics.measured import Matrix, Measured
+from resformer.palette import DASHES, MARKERS, RC, SERIES, SOFT
+
+ACROSS = 3  # panels side by side
+PANEL = (3.9, 2.9)  # inches
+
+
+def draw(measured: Measured) -> str:
+    """An <svg> document; the same measurement gives the same bytes."""
+    number = len(measured.draws) + len(measured.matrices)
+    across = min(ACROSS, max(1, number))
+    down = max(1, math.ceil(number / across))
+    style = RC | {"svg.hashsalt": measured.name, "figure.facecolor": "white", "legend.fontsize": 9}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(PANEL[0] * across, PANEL[1] * down), layout="constrained")
+        for position, name in enumerate(measured.draws):
+            _lines(figure.add_subplot(down, across, position + 1), measured, name, legend=position == 0)
+        for position, (name, matrix) in enumerate(measured.matrices.items(), start=len(measured.draws)):
+            _square(figure, figure.add_subplot(down, across, position + 1), name, matrix)
+        out = StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def _lines(axes: Axes, measured: Measured, name: str, *, legend: bool) -> None:
+    column = next(one for one in measured.columns if one.name == name)
+    series: dict[str, list[tuple[Any, float]]] = {}
+    others = [key for key in measured.keys if key != measured.along]
+    others = [key for key in others if len({row.get(key) for row in measured.rows}) > 1]
+    for row in measured.rows:
+        x, y = row.get(measured.along), row.get(name)
+        if x is None or y is None or not math.isfinite(y) or (column.log and y <= 0):
+            continue  # of a logarithm zeros are left out
+        series.setdefault(" ".join(str(row.get(key)) for key in others), []).append((x, y))
+    for (label, points), color, marker, dash in zip(
+        series.items(), cycle(SERIES), cycle(MARKERS), cycle(DASHES), strict=False
+    ):
+        x, y = zip(*points, strict=True)
+        every = max(1, len(points) // 8)
+        axes.plot(
+            x, y, color=color, marker=marker, linestyle=dash, linewidth=1.3, markersize=3.5, markevery=every, label=label
+        )
+    if column.log and series:
+        axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel(measured.along.replace("_", " "))
+    unit = f" ({column.unit})" if column.unit else ""
+    axes.set_title(f"{name.replace('_', ' ')}{unit}", loc="left")
+    if legend and len(series) > 1:
+        axes.legend(handlelength=2.5)
+
+
+def _square(figure: Figure, axes: Axes, name: str, matrix: Matrix) -> None:
+    shown = axes.imshow(matrix, origin="lower", cmap="viridis", vmin=min(0.0, min(map(min, matrix))), vmax=1.0)
+    axes.grid(False)
+    axes.set_title(name.replace("_", " "), loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("layer", color=SOFT)
+    figure.colorbar(shown, ax=axes, shrink=0.8)
