@@ -50,10 +50,8 @@ def _lines(axes: Axes, measured: Measured, name: str, *, legend: bool) -> None:
         series.items(), cycle(SERIES), cycle(MARKERS), cycle(DASHES), strict=False
     ):
         x, y = zip(*points, strict=True)
-        every = max(1, len(points) // 8)
-        axes.plot(
-            x, y, color=color, marker=marker, linestyle=dash, linewidth=1.3, markersize=3.5, markevery=every, label=label
-        )
+        look: Any = {"color": color, "marker": marker, "linestyle": dash, "linewidth": 1.3, "markersize": 3.5}
+        axes.plot(x, y, markevery=max(1, len(points) // 8), label=label, **look)
     if column.log and series:
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

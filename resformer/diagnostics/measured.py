@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from resformer.files import finite, write_text_atomically
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 Row = dict[str, Any]
 Matrix = list[list[float]]
@@ -63,7 +63,11 @@ class Measured:
 
     def to_json(self) -> str:
         """All of it; NaN and infinities, which JSON has not, as null."""
-        content = {"name": self.name, "title": self.title, "columns": [asdict(column) for column in self.columns]}
+        content: dict[str, Any] = {
+            "name": self.name,
+            "title": self.title,
+            "columns": [asdict(column) for column in self.columns],
+        }
         content |= {"keys": self.keys, "rows": self.rows, "facts": self.facts, "matrices": self.matrices}
         return json.dumps(finite(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
@@ -90,36 +94,37 @@ class Measured:
 
         return draw(self)
 
-    def table(self, rows: int = 26) -> Table:
+    def shown(self, rows: int = 26) -> Group:
         """For a terminal of 80 columns; of more rows than that, evenly spaced ones with the first and the last."""
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         keys = [key for key in self.keys if key == self.along or len({row.get(key) for row in self.rows}) > 1]
-        shown = [column for column in self.columns if column.shown]
-        table = Table(title=self.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        columns = [column for column in self.columns if column.shown]
+        table = Table(box=None, pad_edge=False, title=self.title, title_justify="left", title_style="bold")
         for key in keys:
-            table.add_column(key, justify="right" if key == self.along else "left")
-        for column in shown:
+            table.add_column(key, justify="right" if key == self.along else "left", no_wrap=True)
+        for column in columns:
             table.add_column(column.name.replace("_", " "), justify="right")
         for row in _spread(self.rows, rows):
-            table.add_row(*(text(row.get(name)) for name in (*keys, *(column.name for column in shown))))
-        units = [f"{column.name.replace('_', ' ')}: {column.meaning}" for column in shown]
-        lines = [*units, *(f"{name.replace('_', ' ')}: {text(value)}" for name, value in self.facts.items())]
+            table.add_row(*(text(row.get(name)) for name in (*keys, *(column.name for column in columns))))
+        lines = [f"{name.replace('_', ' ')}: {text(value)}" for name, value in self.facts.items()]
         if len(self.rows) > rows:
             lines.append(f"{rows} of {len(self.rows)} rows; all of them are in the CSV")
-        table.caption, table.caption_justify = "\n".join(lines), "left"
-        return table
+        meanings = "; ".join(f"{column.name.replace('_', ' ')}: {column.meaning}" for column in columns)
+        return Group(table, *(Text(line) for line in lines), Text(meanings, style="dim"))
 
 
 def text(value: Any) -> str:
     """A value as people read it."""
     if value is None:
         return ""
-    if isinstance(value, bool) or not isinstance(value, float):
-        return ", ".join(f"{name} {text(one)}" for name, one in value.items()) if isinstance(value, dict) else str(value)
-    if not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.4g}"
-    return f"{value:.2e}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {text(one)}" for name, one in value.items())
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}"
 
 
 def _spread(rows: Sequence[Row], most: int) -> list[Row]:

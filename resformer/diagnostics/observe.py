@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resformer.errors import unknown
 from resformer.host import Host, HostStack
-from resformer.probing import equal_seeds, in_mode
+from resformer.probing import configs_of, equal_seeds, in_mode
 from resformer.schemes.base import Branch, Norm, Stream
 from resformer.sites import Connection, Step, after_layers, carried, connections, intercepted, readable, within_reach
 
@@ -56,6 +56,7 @@ def observed(model: nn.Module, batch: Batch, *, gradients: bool = False) -> Iter
     check_batch(model, batch)
     required = [(p, p.requires_grad) for p in model.parameters()]
     with ExitStack() as around:
+        around.enter_context(_configs_kept(model))
         host = around.enter_context(within_reach(model))
         around.enter_context(in_mode(model, False))
         around.enter_context(equal_seeds(model))
@@ -67,6 +68,18 @@ def observed(model: nn.Module, batch: Batch, *, gradients: bool = False) -> Iter
         finally:
             for p, flag in required:
                 p.requires_grad_(flag)
+
+
+@contextmanager
+def _configs_kept(model: nn.Module) -> Iterator[None]:
+    """Of transformers' classifiers the first loss writes down what kind of problem it saw."""
+    kept = [(config, dict(vars(config))) for config in configs_of(model)]
+    try:
+        yield
+    finally:
+        for config, content in kept:
+            vars(config).clear()
+            vars(config).update(content)
 
 
 def check_batch(model: nn.Module, batch: Any) -> None:
@@ -131,16 +144,21 @@ def rows_of(states: Tensor, mask: Tensor | None) -> Tensor:
     return states.flatten(0, -2) if mask is None else states[mask]
 
 
+def wide(x: Tensor) -> Tensor:
+    """In double precision, where squares of small gradients are not lost; in single where a device has no other."""
+    return x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
 @contextmanager
 def watching(
     host: Host,
-    see: Callable[[Seen], None],
+    see: Callable[[Seen], None] | None = None,
     left: Callable[[HostStack, int, Tensor], None] | None = None,
     *,
     norms: bool = False,
 ) -> Iterator[None]:
     """Meanwhile `see` is called with each connection when it has run, and `left(stack, layer, state)` with the
-    readable state (B T D) after each layer. Nothing is kept, so that memory stays near that of one forward.
+    readable state (B T D) after each layer, or neither. Nothing is kept, so that memory stays near that of one forward.
 
     norms: also show what the norms of each connection read and gave.
 
@@ -167,8 +185,9 @@ def watching(
         for tensor in carried(out):
             if all(tensor is not old for old in carried(s)):
                 _check_finite(tensor, "what is carried on", at)
-        read, wrote = calls[0]
-        see(Seen(at, carried(s), read, wrote, carried(out), normed))
+        if see is not None:
+            read, wrote = calls[0]
+            see(Seen(at, carried(s), read, wrote, carried(out), normed))
         return out
 
     def normed(module: Any, args: Any, output: Any) -> None:

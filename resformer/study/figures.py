@@ -34,6 +34,7 @@ GUESS: dict[str, Any] = {"color": SOFT, "linewidth": 1, "linestyle": (0, (2, 2))
 WIDTH, HEIGHT = 348, 250  # of a panel, in CSS pixels
 FLAT = 1e-5  # 1 - cosine is drawn no smaller than this
 
+
 @dataclass(frozen=True)
 class Panel:
     title: str

@@ -1,0 +1,24 @@
+"""The measurements by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from resformer.diagnostics.gradient_flow import gradient_flow
+from resformer.diagnostics.measured import Measured
+from resformer.diagnostics.signal_propagation import signal_propagation
+
+MEASURES: dict[str, Callable[..., Measured]] = {
+    one.__name__: one
+    for one in (
+        gradient_flow,
+        signal_propagation,
+    )
+}
+
+
+def summary(name: str) -> str:
+    """The first line of what a measurement says of itself."""
+    doc: Any = MEASURES[name].__doc__
+    return doc.strip().splitlines()[0]
