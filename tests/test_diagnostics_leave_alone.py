@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diagnosed import SUBJECTS, assert_same, fingerprint, given, subject
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 import resformer
@@ -9,7 +10,6 @@ from resformer.diagnostics.measures import MEASURES
 from resformer.diagnostics.observe import NotFiniteError, loss_of, observed, watching
 from resformer.sites import connections, within_reach
 from resformer.testing.hosts import batch, tiny_host
-from diagnosed import SUBJECTS, assert_same, fingerprint, given, subject
 
 
 @pytest.mark.parametrize(("family", "scheme"), SUBJECTS)
@@ -68,7 +68,7 @@ def test_nan_that_enters():
 @pytest.mark.parametrize("name", MEASURES)
 def test_wrong_batches(name):
     measure, model = MEASURES[name], subject("bert")
-    with pytest.raises(ValueError, match="unknown key 'input_id'.*Did you mean 'input_ids'"):
+    with pytest.raises(ValueError, match=r"unknown key 'input_id'.*Did you mean 'input_ids'"):
         measure(model, {"input_id": torch.ones(1, 4, dtype=torch.long), "labels": torch.tensor([0])})
     with pytest.raises(ValueError, match="a batch maps the names"):
         measure(model, torch.ones(1, 4))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from resformer.diagnostics.decomposition import decomposition
 from resformer.diagnostics.gradient_flow import gradient_flow
 from resformer.diagnostics.measured import Measured
+from resformer.diagnostics.shortcut_product import shortcut_product
 from resformer.diagnostics.signal_propagation import signal_propagation
 
 MEASURES: dict[str, Callable[..., Measured]] = {
@@ -14,6 +16,8 @@ MEASURES: dict[str, Callable[..., Measured]] = {
     for one in (
         gradient_flow,
         signal_propagation,
+        decomposition,
+        shortcut_product,
     )
 }
 
