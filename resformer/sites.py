@@ -22,7 +22,7 @@ from resformer.swap import swap, swap_back, swapped
 Step = Callable[[Any, Branch, Norm], Stream]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Connection:
     """One residual connection of a model: a site of a layer, or with scope "block" a whole layer, as site "block"."""
 
@@ -37,6 +37,11 @@ class Connection:
     def name(self) -> str:
         """Of the stack, "encoder" or "decoder"."""
         return self.stack.spec.name
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """Stack, layer and site, which no other connection of the model has."""
+        return self.name, self.layer, self.site
 
     @property
     def module(self) -> nn.Module:

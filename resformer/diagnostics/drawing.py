@@ -36,26 +36,28 @@ def draw(measured: Measured) -> str:
     return out.getvalue()
 
 
-def _lines(axes: Axes, measured: Measured, name: str, *, legend: bool) -> None:
+def _lines(axes: Axes, measured: Measured, drawn: str | tuple[str, str], *, legend: bool) -> None:
+    name, along = (drawn, measured.along) if isinstance(drawn, str) else drawn
     column = next(one for one in measured.columns if one.name == name)
+    others = [key for key in measured.keys if key != along and len({row.get(key) for row in measured.rows}) > 1]
     series: dict[str, list[tuple[Any, float]]] = {}
-    others = [key for key in measured.keys if key != measured.along]
-    others = [key for key in others if len({row.get(key) for row in measured.rows}) > 1]
     for row in measured.rows:
-        x, y = row.get(measured.along), row.get(name)
+        x, y = row.get(along), row.get(name)
         if x is None or y is None or not math.isfinite(y) or (column.log and y <= 0):
             continue  # of a logarithm zeros are left out
-        series.setdefault(" ".join(str(row.get(key)) for key in others), []).append((x, y))
-    for (label, points), color, marker, dash in zip(
-        series.items(), cycle(SERIES), cycle(MARKERS), cycle(DASHES), strict=False
-    ):
+        label = " ".join(str(row[key]) for key in others if row.get(key) is not None)
+        series.setdefault(label, []).append((x, y))
+    looks = zip(series.items(), cycle(SERIES), cycle(MARKERS), cycle(DASHES), strict=False)
+    for (label, points), color, marker, dash in looks:
         x, y = zip(*points, strict=True)
-        look: Any = {"color": color, "marker": marker, "linestyle": dash, "linewidth": 1.3, "markersize": 3.5}
-        axes.plot(x, y, markevery=max(1, len(points) // 8), label=label, **look)
+        look: Any = {"color": color, "marker": marker, "markersize": 3.5, "label": label}
+        if isinstance(drawn, str):
+            look |= {"linestyle": dash, "linewidth": 1.3, "markevery": max(1, len(points) // 8)}
+        axes.plot(x, y, **({"linestyle": "none"} | look))
     if column.log and series:
         axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel(measured.along.replace("_", " "))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=along == measured.along))
+    axes.set_xlabel(along.replace("_", " "))
     unit = f" ({column.unit})" if column.unit else ""
     axes.set_title(f"{name.replace('_', ' ')}{unit}", loc="left")
     if legend and len(series) > 1:

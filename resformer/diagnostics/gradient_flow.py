@@ -75,11 +75,11 @@ def gradient_flow(model: nn.Module, batch: Batch) -> Measured:
         # a node of its own for each tensor: of two carried on, one may have been made from the other
         tapped = tuple(tensor.view_as(tensor) for tensor in carried(s))
         for tensor in tapped:
-            keep((*_key(at), "stream"), tensor)
+            keep((*at.key, "stream"), tensor)
 
         def watched(x: Tensor, *rest: Any) -> Tensor:
             y = branch(x, *rest)
-            keep((*_key(at), "branch"), y := y.view_as(y))
+            keep((*at.key, "branch"), y := y.view_as(y))
             return y
 
         handles = [_projection(module, at, tokens, batch, host) for module in _last_projections(at)]
@@ -119,10 +119,6 @@ def gradient_flow(model: nn.Module, batch: Batch) -> Measured:
     )
 
 
-def _key(at: Connection) -> tuple[Any, ...]:
-    return at.name, at.layer, at.site
-
-
 def _add(norms: dict[tuple[Any, ...], Tensor], key: tuple[Any, ...], g: Tensor) -> None:
     square = wide(g).square().sum()
     norms[key] = norms[key] + square if key in norms else square
@@ -139,7 +135,7 @@ def _row_of(key: tuple[Any, ...], norms: dict[tuple[Any, ...], Tensor]) -> Row:
 def _row(
     at: Connection, norms: dict[tuple[Any, ...], Tensor], tokens: dict[tuple[Any, ...], list[Tensor]], given: Any
 ) -> Row:
-    key, weights, own = _key(at), _weights(at), list(at.scheme.parameters())
+    key, weights, own = at.key, _weights(at), list(at.scheme.parameters())
     row = _row_of(key, norms) | {"branch": _norm_at(norms, key, "branch")}
     row["parameters"] = _norm([given.get(id(p)) for p in weights])
     row["relative"] = row["parameters"] * _norm(list(weights))
@@ -179,7 +175,7 @@ def _projection(
 
         def given(g: Tensor) -> None:
             squares = inputs * wide(g).flatten(0, -2).square().sum(-1)
-            tokens.setdefault(_key(at), []).append(squares if mask is None else squares[mask.flatten()])
+            tokens.setdefault(at.key, []).append(squares if mask is None else squares[mask.flatten()])
 
         tapped = output.view_as(output)
         tapped.register_hook(given)

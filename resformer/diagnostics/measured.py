@@ -38,7 +38,8 @@ class Measured:
     rows      one for each residual connection (or what `keys` name), by column name; None where there is no value
     facts     what the rows come to, such as a fitted rate or a verdict, by name
     matrices  square tables, such as the similarity of each two layers, by name
-    draws     the columns that `plot` draws, a panel each, against `along`, a line for each value of the other keys
+    draws     the columns that `plot` draws, a panel each, against `along`, a line for each value of the other keys; or
+              pairs of columns, points of the first against the second
     """
 
     name: str
@@ -49,7 +50,7 @@ class Measured:
     matrices: dict[str, Matrix] = field(default_factory=dict)
     keys: tuple[str, ...] = ("stack", "layer", "site")
     along: str = "layer"
-    draws: tuple[str, ...] = ()
+    draws: tuple[str | tuple[str, str], ...] = ()
 
     def column(self, name: str) -> list[Any]:
         """The values of one column, in the order of the rows."""
@@ -107,11 +108,12 @@ class Measured:
             table.add_column(key, justify="right" if key == self.along else "left", no_wrap=True)
         for column in columns:
             table.add_column(column.name.replace("_", " "), justify="right")
-        for row in _spread(self.rows, rows):
+        every = [row for row in self.rows if row.get(self.along) is not None]
+        for row in _spread(every, rows):
             table.add_row(*(text(row.get(name)) for name in (*keys, *(column.name for column in columns))))
         lines = [f"{name.replace('_', ' ')}: {text(value)}" for name, value in self.facts.items()]
-        if len(self.rows) > rows:
-            lines.append(f"{rows} of {len(self.rows)} rows; all of them are in the CSV")
+        if len(every) > rows:
+            lines.append(f"{rows} of {len(every)} rows; all of them are in the CSV")
         meanings = "; ".join(f"{column.name.replace('_', ' ')}: {column.meaning}" for column in columns)
         return Group(table, *(Text(line) for line in lines), Text(meanings, style="dim"))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from resformer.diagnostics.decomposition import decomposition
 from resformer.diagnostics.gradient_flow import gradient_flow
+from resformer.diagnostics.lesion import lesion
 from resformer.diagnostics.measured import Measured
 from resformer.diagnostics.shortcut_product import shortcut_product
 from resformer.diagnostics.signal_propagation import signal_propagation
@@ -18,6 +19,7 @@ MEASURES: dict[str, Callable[..., Measured]] = {
         signal_propagation,
         decomposition,
         shortcut_product,
+        lesion,
     )
 }
 
