@@ -31,7 +31,9 @@ WORDS = 8192  # entries at most of a tokenizer that is made of the words of a ta
 COMPILING = "torch.compile: the first steps compile the model, which can take minutes"
 WAIT = 3.0  # seconds, in which a launcher has noticed that another process failed
 # options that take several values
-LISTS = ("--schemes", "--depths", "--tasks", "--learning-rates", "--corpus", "--validation", "--track")
+LISTS = (
+    "--schemes", "--depths", "--tasks", "--learning-rates", "--corpus", "--validation", "--track", "--measure",
+)  # fmt: skip
 SCHEME = "NAME or NAME:OPTION=VALUE,OPTION=VALUE, such as exclusive_gate:bias=0"
 
 
@@ -384,6 +386,39 @@ def report(
     typer.echo(f"report: {path}")
     if open_:
         typer.launch(path.resolve().as_uri())
+
+
+@app.command()
+@options_of(Start, taken="start", positional=("model",))
+def diagnose(
+    start: Start,
+    measure: Annotated[list[str], typer.Option(help="One or more. [default: all]")] = [],  # noqa: B006
+    task: Annotated[str | None, typer.Option(help="See `resformer data`: its texts and labels.")] = None,
+    data: Annotated[str | None, typer.Option(help="File of text; with --task, its folder. [default: built in]")] = None,
+    column: Annotated[str, typer.Option(help="That holds the text, in all but .txt.")] = "text",
+    texts: Annotated[int, typer.Option(help="How many.")] = 16,
+    max_length: Annotated[int, typer.Option(help="Tokens; longer texts are cut.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of what is drawn: new weights, masks.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder for tables and pictures: JSON, CSV, SVG.")] = None,
+) -> None:
+    """Measure how signals and gradients travel through a model, patched or not."""
+    from resformer.diagnosing import subject
+    from resformer.diagnostics.measures import MEASURES
+
+    for name in measure:
+        if name not in MEASURES:
+            raise unknown("measure", name, MEASURES)
+    _quiet()
+    seen = subject(start, task=task, data=data, texts=texts, max_length=max_length, column=column, seed=seed, say=_say)
+    typer.echo(_lines(str(seen)))
+    for name in dict.fromkeys(measure or MEASURES):
+        measured = MEASURES[name](seen.model, seen.batch)
+        typer.echo()
+        _show(measured.shown())
+        if output is not None:
+            measured.save(output)
+    if output is not None:
+        typer.echo(f"\nsaved: {output}")
 
 
 def spread(arguments: list[str]) -> list[str]:

@@ -29,7 +29,7 @@ ORDER = [
     {"optim", "data", "testing"},
     {"train", "diagnostics", "support"},
     {"description"},
-    {"study", "listing", "configfile"},
+    {"study", "listing", "configfile", "diagnosing"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -17,6 +17,7 @@ from resformer.palette import DASHES, MARKERS, RC, SERIES, SOFT
 
 ACROSS = 3  # panels side by side
 PANEL = (3.9, 2.9)  # inches
+WIDE = 10.0  # largest over smallest, from which an axis is logarithmic: below, its ticks would have no round numbers
 
 
 def draw(measured: Measured) -> str:
@@ -54,7 +55,8 @@ def _lines(axes: Axes, measured: Measured, drawn: str | tuple[str, str], *, lege
         if isinstance(drawn, str):
             look |= {"linestyle": dash, "linewidth": 1.3, "markevery": max(1, len(points) // 8)}
         axes.plot(x, y, **({"linestyle": "none"} | look))
-    if column.log and series:
+    heights = [y for points in series.values() for _, y in points]
+    if column.log and heights and max(heights) > WIDE * min(heights):
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=along == measured.along))
     axes.set_xlabel(along.replace("_", " "))
@@ -70,5 +72,5 @@ def _square(figure: Figure, axes: Axes, name: str, matrix: Matrix) -> None:
     axes.set_title(name.replace("_", " "), loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel("layer", color=SOFT)
+    axes.set_xlabel("row of the table", color=SOFT)
     figure.colorbar(shown, ax=axes, shrink=0.8)

@@ -7,6 +7,7 @@ from typing import Any
 
 from resformer.diagnostics.decomposition import decomposition
 from resformer.diagnostics.gradient_flow import gradient_flow
+from resformer.diagnostics.layer_jacobian import layer_jacobian
 from resformer.diagnostics.lesion import lesion
 from resformer.diagnostics.measured import Measured
 from resformer.diagnostics.shortcut_product import shortcut_product
@@ -20,6 +21,7 @@ MEASURES: dict[str, Callable[..., Measured]] = {
         decomposition,
         shortcut_product,
         lesion,
+        layer_jacobian,
     )
 }
 

@@ -149,6 +149,14 @@ def wide(x: Tensor) -> Tensor:
     return x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
+def normal(like: Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
+    """Independent normal numbers of the shape of `like`, 0 at tokens (B T) that are no text; the same on any device."""
+    u = torch.randn(like.shape, generator=generator).to(like)
+    if mask is None or like.shape[:2] != mask.shape:
+        return u
+    return u * mask.reshape(*mask.shape, *(1,) * (u.ndim - 2)).to(u.dtype)
+
+
 @contextmanager
 def watching(
     host: Host,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resformer.diagnostics.measured import Column, Measured, Row, fit
-from resformer.diagnostics.observe import Batch, check_depth, observed, text, watching, wide
+from resformer.diagnostics.observe import Batch, check_depth, normal, observed, text, watching, wide
 from resformer.diagnostics.skip import Path, skip_paths
 from resformer.host import Host, HostStack
 from resformer.schemes.base import Branch, Norm, Stream
@@ -98,7 +98,7 @@ def _skip(host: Host, path: Path, batch: Batch, probes: int) -> list[Row]:
 
 def _pull(ends: Any, begins: Any, generator: torch.Generator, mask: Tensor | None) -> list[float]:
     """‖(∂ends/∂begin)ᵀ u‖² / ‖u‖² for each of `begins`, with one random u; 1 in all where they are the same."""
-    u = [_draw(end, generator, mask) for end in ends]
+    u = [normal(end, generator, mask) for end in ends]
     size = sum(float(wide(one).square().sum()) for one in u)
     live = [(end, one) for end, one in zip(ends, u, strict=True) if end.requires_grad]
     if not live:
@@ -106,13 +106,6 @@ def _pull(ends: Any, begins: Any, generator: torch.Generator, mask: Tensor | Non
     outs, probes = zip(*live, strict=True)
     found = torch.autograd.grad(outs, begins, probes, retain_graph=True, allow_unused=True)
     return [0.0 if g is None else float(wide(g).square().sum()) / size for g in found]
-
-
-def _draw(like_: Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-    u = torch.randn(like_.shape, generator=generator).to(like_)
-    if mask is None or like_.shape[:2] != mask.shape:
-        return u
-    return u * mask.reshape(*mask.shape, *(1,) * (u.ndim - 2)).to(u.dtype)
 
 
 def _totals(host: Host, model: nn.Module, batch: Batch, probes: int) -> dict[str, dict[tuple[int, str], float]]:
