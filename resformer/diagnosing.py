@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -188,13 +189,17 @@ def _labelled(
         return {**batch, "labels": ids.masked_fill(mask == 0, -100)}
     if tokenizer.mask_token_id is None:
         raise ValueError("the tokenizer has no mask token, which masked language modelling needs; give another one")
-    hidden, labels = mask_batch(
-        ids.cpu().numpy(),
-        torch.arange(len(ids)).numpy(),
-        seed=seed,
-        epoch=EVALUATION,
-        vocab_size=len(tokenizer),
-        mask_id=tokenizer.mask_token_id,
-        special=torch.tensor(tokenizer.all_special_ids).numpy(),
-    )
-    return {**batch, "input_ids": torch.from_numpy(hidden).to(ids), "labels": torch.from_numpy(labels).to(ids)}
+    hidden, labels = ids.clone(), torch.full_like(ids, -100)
+    for i, real in enumerate(mask.bool()):  # one by one: it is of each text's own length that 15 % are hidden
+        inputs, targets = mask_batch(
+            ids[i, real].cpu().numpy()[None],
+            np.array([i]),
+            seed=seed,
+            epoch=EVALUATION,
+            vocab_size=len(tokenizer),
+            mask_id=tokenizer.mask_token_id,
+            special=np.array(tokenizer.all_special_ids),
+        )
+        hidden[i, real] = torch.from_numpy(inputs[0]).to(ids)
+        labels[i, real] = torch.from_numpy(targets[0]).to(ids)
+    return {**batch, "input_ids": hidden, "labels": labels}

@@ -90,7 +90,7 @@ def test_too_few_layers_and_no_layers(name):
         MEASURES[name](Net(), {"input_ids": torch.ones(1, 4), "labels": torch.ones(1)})
 
 
-@pytest.mark.parametrize("name", ["gradient_flow", "lesion"])
+@pytest.mark.parametrize("name", ["gradient_flow", "lesion", "update_size"])
 def test_no_loss(name):
     with pytest.raises(ValueError, match="a BertModel has no loss; load it with a head"):
         MEASURES[name](tiny_host("bert", AutoModel), batch())

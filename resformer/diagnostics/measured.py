@@ -103,7 +103,7 @@ class Measured:
 
         keys = [key for key in self.keys if key == self.along or len({row.get(key) for row in self.rows}) > 1]
         columns = [column for column in self.columns if column.shown]
-        table = Table(box=None, pad_edge=False, title=self.title, title_justify="left", title_style="bold")
+        table = Table(box=None, pad_edge=False)
         for key in keys:
             table.add_column(key, justify="right" if key == self.along else "left", no_wrap=True)
         for column in columns:
@@ -115,7 +115,9 @@ class Measured:
         if len(every) > rows:
             lines.append(f"{rows} of {len(every)} rows; all of them are in the CSV")
         meanings = "; ".join(f"{column.name.replace('_', ' ')}: {column.meaning}" for column in columns)
-        return Group(table, *(Text(line) for line in lines), Text(meanings, style="dim"))
+        return Group(
+            Text(self.title, style="bold"), table, *(Text(line) for line in lines), Text(meanings, style="dim")
+        )
 
 
 def text(value: Any) -> str:

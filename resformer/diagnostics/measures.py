@@ -6,12 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from resformer.diagnostics.decomposition import decomposition
+from resformer.diagnostics.gates import gates
 from resformer.diagnostics.gradient_flow import gradient_flow
 from resformer.diagnostics.layer_jacobian import layer_jacobian
 from resformer.diagnostics.lesion import lesion
 from resformer.diagnostics.measured import Measured
+from resformer.diagnostics.precision import precision
 from resformer.diagnostics.shortcut_product import shortcut_product
 from resformer.diagnostics.signal_propagation import signal_propagation
+from resformer.diagnostics.update_size import update_size
 
 MEASURES: dict[str, Callable[..., Measured]] = {
     one.__name__: one
@@ -22,6 +25,9 @@ MEASURES: dict[str, Callable[..., Measured]] = {
         shortcut_product,
         lesion,
         layer_jacobian,
+        gates,
+        precision,
+        update_size,
     )
 }
 

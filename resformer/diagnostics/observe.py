@@ -144,6 +144,12 @@ def rows_of(states: Tensor, mask: Tensor | None) -> Tensor:
     return states.flatten(0, -2) if mask is None else states[mask]
 
 
+def sampled(states: Tensor, mask: Tensor | None, most: int) -> Tensor:
+    """(... D) -> (n D), of at most so many tokens, evenly spaced over those that are text."""
+    x = rows_of(states, mask)
+    return x[torch.linspace(0, len(x) - 1, min(most, len(x)), device=x.device).round().long()]
+
+
 def wide(x: Tensor) -> Tensor:
     """In double precision, where squares of small gradients are not lost; in single where a device has no other."""
     return x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)

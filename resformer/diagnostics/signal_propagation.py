@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resformer.diagnostics.measured import Column, Matrix, Measured, Row, fit
-from resformer.diagnostics.observe import Batch, Seen, check_depth, observed, rows_of, text, watching
+from resformer.diagnostics.observe import Batch, Seen, check_depth, observed, rows_of, sampled, text, watching
 from resformer.diagnostics.token_cosine import mean_cosine
 from resformer.host import Host, HostStack
 
@@ -113,7 +113,7 @@ def _add(here: _Stack, row: Row, state: Tensor, mask: Tensor | None) -> None:
         row["token_cosine"] = mean_cosine(state.to(x.dtype), tokens) if (tokens.sum(1) > 1).any() else None
     if here.before is not None:
         here.rows[-1]["angle"] = angle(here.before, x)
-    sample = x[torch.linspace(0, len(x) - 1, min(SAMPLE, len(x)), device=x.device).round().long()]
+    sample = sampled(x, None, SAMPLE)
     centred = (sample - sample.mean(0)).cpu().double()
     row["rank"] = effective_rank(centred)
     here.grams.append(centred @ centred.T)
