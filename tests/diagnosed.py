@@ -8,12 +8,14 @@ from torch import Tensor, nn
 import resformer
 from resformer.testing.hosts import batch_for, head_for, randomize, tiny_host
 
-# post-LN, pre-LN, several streams, a history, side by side, a layer that is a vector field, shared layers, two stacks
+# post-LN, pre-LN, several streams, a history, values of attention carried along, side by side, a layer that is a vector
+# field, shared layers, two stacks
 SUBJECTS = (
     ("bert", None),
     ("gpt2", None),
     ("gpt2", "hyper_connections"),
     ("bert", "denseformer"),
+    ("gpt2", "value_residual"),
     ("gpt_neox", None),
     ("gpt2", "ode"),
     ("albert", None),

@@ -97,15 +97,17 @@ def _skip(host: Host, path: Path, batch: Batch, probes: int) -> list[Row]:
 
 
 def _pull(ends: Any, begins: Any, generator: torch.Generator, mask: Tensor | None) -> list[float]:
-    """‖(∂ends/∂begin)ᵀ u‖² / ‖u‖² for each of `begins`, with one random u; 1 in all where they are the same."""
+    """‖(∂ends/∂begin)ᵀ u‖² / ‖u‖² for each of `begins`, with one random u."""
     u = [normal(end, generator, mask) for end in ends]
     size = sum(float(wide(one).square().sum()) for one in u)
     live = [(end, one) for end, one in zip(ends, u, strict=True) if end.requires_grad]
-    if not live:
+    inner = [begin for begin in begins if begin.requires_grad]  # what a branch gave for the stream is held fast
+    if not live or not inner:
         return [0.0] * len(begins)
     outs, probes = zip(*live, strict=True)
-    found = torch.autograd.grad(outs, begins, probes, retain_graph=True, allow_unused=True)
-    return [0.0 if g is None else float(wide(g).square().sum()) / size for g in found]
+    found = iter(torch.autograd.grad(outs, inner, probes, retain_graph=True, allow_unused=True))
+    given = [next(found) if begin.requires_grad else None for begin in begins]
+    return [0.0 if g is None else float(wide(g).square().sum()) / size for g in given]
 
 
 def _totals(host: Host, model: nn.Module, batch: Batch, probes: int) -> dict[str, dict[tuple[int, str], float]]:
