@@ -43,6 +43,7 @@ LISTS = (
     "--corpus",
     "--validation",
     "--track",
+    "--measure",
 )
 SCHEME = "NAME or NAME:OPTION=VALUE,OPTION=VALUE, such as exclusive_gate:bias=0"
 
@@ -445,6 +446,39 @@ def study_merge(
     for line in merged.passed_over:
         typer.echo(f"passed over {line}", err=True)
     typer.echo(f"{merged.copied} runs copied, {merged.same} found twice with the same result")
+
+
+@app.command()
+@options_of(Start, taken="start", positional=("model",))
+def diagnose(
+    start: Start,
+    measure: Annotated[list[str], typer.Option(help="One or more. [default: all]")] = [],  # noqa: B006
+    task: Annotated[str | None, typer.Option(help="See `resformer data`: its texts and labels.")] = None,
+    data: Annotated[str | None, typer.Option(help="File of text; with --task, its folder. [default: built in]")] = None,
+    column: Annotated[str, typer.Option(help="That holds the text, in all but .txt.")] = "text",
+    texts: Annotated[int, typer.Option(help="How many.")] = 16,
+    max_length: Annotated[int, typer.Option(help="Tokens; longer texts are cut.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of what is drawn: new weights, masks.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder for tables and pictures: JSON, CSV, SVG.")] = None,
+) -> None:
+    """Measure how signals and gradients travel through a model, patched or not."""
+    from resformer.diagnosing import subject
+    from resformer.diagnostics.measures import MEASURES
+
+    for name in measure:
+        if name not in MEASURES:
+            raise unknown("measure", name, MEASURES)
+    _quiet()
+    seen = subject(start, task=task, data=data, texts=texts, max_length=max_length, column=column, seed=seed, say=_say)
+    typer.echo(_lines(str(seen)))
+    for name in dict.fromkeys(measure or MEASURES):
+        measured = MEASURES[name](seen.model, seen.batch)
+        typer.echo()
+        _show(measured.shown())
+        if output is not None:
+            measured.save(output)
+    if output is not None:
+        typer.echo(f"\nsaved: {output}")
 
 
 def spread(arguments: list[str]) -> list[str]:

@@ -362,7 +362,7 @@ def _attach_stack(host: Host, part: StackPlan, edit_weights: bool, embedded: set
             for point in scheme.points:
                 for projection in site.points[point].every if point in site.points else ():
                     _hook(stack, layer, site.name, point, projection)
-            _prepare_branch(layer, site, scheme)
+            prepare_branch(layer, site, scheme)
             for role, gain in scheme.edits().items():
                 if role == "embed" and number:
                     continue  # what layers below a range read is not the scheme's
@@ -392,7 +392,8 @@ def _attach_stack(host: Host, part: StackPlan, edit_weights: bool, embedded: set
         swap(norm, "norm")
 
 
-def _prepare_branch(layer: nn.Module, site: Site, scheme: Any) -> None:
+def prepare_branch(layer: nn.Module, site: Site, scheme: Any) -> None:
+    """Where a site's modules also add and norm, or its scheme acts on the values of attention, have them serve it."""
     for one in site.parts or (site,):
         if "values" in scheme.points and attends(one):
             route(attending(find(layer, one.calls[0])))

@@ -21,9 +21,9 @@ def probe(host: Host, *, training: bool = False) -> Tensor:
     training mode, from equal random states each time, and leaving those and all buffers as they were."""
     with ExitStack() as around:
         around.enter_context(torch.no_grad())
-        around.enter_context(_mode(host.model, training))
+        around.enter_context(in_mode(host.model, training))
         if training:
-            around.enter_context(_equal_seeds(host.model))
+            around.enter_context(equal_seeds(host.model))
             around.enter_context(_buffers_kept(host.model))
         if host.family.probe is None:
             return _last_states(host).clone()
@@ -118,7 +118,7 @@ def _last_states(host: Host) -> Tensor:
 
 
 @contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Meanwhile the model is in this mode, with neither a KV cache nor its feed-forwards in chunks."""
     modes = [(module, module.training) for module in model.modules()]
     modules: list[Any] = [m for m in model.modules() if hasattr(m, "chunk_size_feed_forward")]
@@ -141,7 +141,7 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _equal_seeds(model: nn.Module) -> Iterator[None]:
+def equal_seeds(model: nn.Module) -> Iterator[None]:
     """Meanwhile random numbers are drawn from a fixed seed, on the CPU and where the model is."""
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():

@@ -11,7 +11,7 @@ import resformer
 
 ROOT = Path(resformer.__file__).parent
 ORDER = [
-    {"drawing", "errors", "files", "provenance", "swap"},
+    {"drawing", "errors", "files", "palette", "provenance", "swap"},
     {"schemes"},
     {"stack", "hosts", "calibration", "schedule"},
     {"attention"},
@@ -24,12 +24,12 @@ ORDER = [
     {"plan"},
     {"patching"},
     {"folding", "growing"},
-    {"checkpoint", "encoders"},
+    {"checkpoint", "encoders", "sites"},
     {"options", "spelling", "configfile"},
     {"optim", "data", "testing"},
     {"train", "diagnostics", "support"},
     {"description"},
-    {"study", "listing"},
+    {"study", "listing", "diagnosing"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -200,8 +200,9 @@ class GPAS(SharedScalar):
         super().__init__(place, init, 0.0)
 
     def join(self, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
-        z = x + y
-        return z - functional.silu(a) * z.detach()
+        z, taken = x + y, functional.silu(a)
+        self.show(silu=taken)
+        return z - taken * z.detach()
 
 
 @register("x0_mix")

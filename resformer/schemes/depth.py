@@ -189,7 +189,9 @@ class AttnResidual(Scheme):
     def attend(self, query: Tensor, sources: History) -> Tensor:
         v = torch.stack(sources)
         scores = functional.rms_norm(v, v.shape[-1:], eps=1e-6) @ query
-        h = (scores.softmax(0)[..., None] * v).sum(0)
+        weights = scores.softmax(0)
+        self.show(a=weights)
+        h = (weights[..., None] * v).sum(0)
         return len(sources) * h if self.init == "preserve" else h
 
 
@@ -229,6 +231,7 @@ class DepthLSTM(Scheme):
         x, c = s
         z = functional.linear(torch.cat([y, x], dim=-1), self.weight, self.b)
         i, f, o, g = functional.layer_norm(z, z.shape[-1:], self.gain, self.shift).chunk(4, dim=-1)
+        self.show(i=torch.sigmoid(i), f=torch.sigmoid(f), o=torch.sigmoid(o))
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return norm(torch.sigmoid(o) * c), c
 
@@ -293,6 +296,7 @@ class LAuReL(Scheme):
             x = x + extra
         if self.w is not None:
             a, b = 2 * self.w.softmax(0)
+            self.show(α=a, β=b)
             y, x = a * y, b * x
         return norm(x + y), *s[: max(self.previous - 1, 0)]
 

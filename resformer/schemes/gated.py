@@ -62,6 +62,7 @@ class Highway(Scheme):
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
         t = self.transform(s)
         c = 1 - t if self.carry is None else self.carry(s)
+        self.show(T=t, C=c)
         return norm(self.gain * (t * y + c * s))
 
 
@@ -92,6 +93,7 @@ class ExclusiveGate(Scheme):
 
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
         g = self.gate(s)
+        self.show(g=g)
         return norm(self.gain * (g * y + (1 - g) * s))
 
 
@@ -121,7 +123,9 @@ class ShortcutGate(Scheme):
         return f"x ← F(x) + {'2 ' if self.gain == 2 else ''}(1 - g) ⊙ x, g = σ(W x + b)"
 
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
-        return norm(y + self.gain * (1 - self.gate(s)) * s)
+        g = self.gate(s)
+        self.show(g=g)
+        return norm(y + self.gain * (1 - g) * s)
 
 
 @register("gru_gate")
@@ -155,6 +159,7 @@ class GRUGate(Scheme):
         (v_r, v_z, v), (u_r, u_z, u) = self.branch_weight, self.stream_weight
         r = torch.sigmoid(linear(y, v_r) + linear(s, u_r))
         z = torch.sigmoid(linear(y, v_z) + linear(s, u_z) - self.shift)
+        self.show(r=r, z=z)
         h = torch.tanh(linear(y, v) + linear(r * s, u))
         return norm((1 - z) * s + z * h)
 
@@ -192,6 +197,7 @@ class SparseGate(Scheme):
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
         p = self.gate(s)
         m = (p > self.threshold).to(p.dtype) + (p - p.detach())  # the second term is exactly 0 and has p's gradient
+        self.show(m=m)
         return norm(m * y + (1 - m) * s) if self.init == "paper" else norm(s + m * y)
 
 
@@ -240,4 +246,5 @@ class SEGate(Scheme):
             z = einsum(share, y, "B T, B T D -> B D")
         hidden = torch.relu(linear(z, self.squeeze, self.squeeze_shift))
         gate = self.gain * torch.sigmoid(linear(hidden, self.excite, self.excite_shift))
+        self.show(s=gate)
         return norm(s + einsum(gate, y, "B D, B ... D -> B ... D"))

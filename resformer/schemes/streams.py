@@ -58,9 +58,11 @@ class HyperConnections(Scheme):
             move = self.mix_scale * torch.tanh(state @ self.mix_weight)
             read, mix = self.read_mix + move[..., 0], self.mix + move[..., 1:]
             write = self.write_mix + self.write_scale * torch.tanh(state @ self.write_weight)
+            self.show(m=read, mix=mix.mT, w=write)
             y = branch(einsum(read, h, "... S, ... S D -> ... D"))
             h = einsum(mix, h, "... S R, ... S D -> ... R D") + einsum(write, y, "... R, ... D -> ... R D")
         else:
+            self.show(m=self.read_mix, mix=self.mix.mT, w=self.write_mix)
             y = branch(einsum(self.read_mix, h, "S, ... S D -> ... D"))
             h = einsum(self.mix, h, "S R, ... S D -> ... R D") + einsum(self.write_mix, y, "R, ... D -> ... R D")
         return (norm(h),)
@@ -126,9 +128,11 @@ class MHC(Scheme):
         parts = (flat @ self.weight.to(flat.dtype)).split(self.sizes, -1)
         logits = [a * z + b for a, z, b in zip(self.scale, parts, self.shift.split(self.sizes), strict=True)]
         read, write = torch.sigmoid(logits[0] + self.base).to(h.dtype), (2 * torch.sigmoid(logits[1])).to(h.dtype)
+        self.show(p=read, w=write)
         y = branch(einsum(read, h, "... S, ... S D -> ... D"))
         if len(logits) == 3:
             mix = sinkhorn(rearrange(logits[2], "... (R S) -> ... R S", S=self.num_streams), self.iterations)
+            self.show(mix=mix)
             h = einsum(mix.to(h.dtype), h, "... R S, ... S D -> ... R D")
         return (norm(h + einsum(write, y, "... R, ... D -> ... R D")),)
 
@@ -191,6 +195,7 @@ class FracConnections(Scheme):
             move_read, move_mix = (self.mix_scale * torch.tanh(state @ self.mix_weight)).chunk(2, dim=-1)
             read, mix = read + move_read, mix + move_mix
             write = write + self.write_scale * torch.tanh(state @ self.write_weight)
+        self.show(Y=read, mix=mix.mT, b=write)
         y = branch((read.mT @ h).flatten(-2))
         y = rearrange(y, "... (M C) -> ... M C", M=self.num_fractions)
         return norm((mix.mT @ h + write[..., None] * y).flatten(-2))

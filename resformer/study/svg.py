@@ -20,39 +20,13 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.patches import PathPatch
 from matplotlib.transforms import Affine2D
 
+from resformer.palette import DASHES, GREY, GRID, INK, MARKERS, RC, SERIES, SOFT
+
 # Drawn in the colours of the light page, then exchanged for the variables: the page has values for light and dark.
-INK, SOFT, GRID, GREY = "#1d2025", "#5f656e", "#dfe1e4", "#6b7078"
-SERIES = ("#0065a6", "#c8470b", "#00805a", "#9c4a8b", "#a87300", "#3b93cc")  # told apart without red or green
 VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", GREY: "grey"} | {color: f"s{i}" for i, color in enumerate(SERIES)}
-MARKERS = "sD^vPX<>*ph"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (6, 2, 1.5, 2)), (0, (9, 3)))
 DOTTED = (0, (1.5, 1.5))
 GUESS: dict[str, Any] = {"color": SOFT, "linewidth": 1, "linestyle": (0, (2, 2)), "zorder": 1}
 HEAT = colormaps["cividis"]  # rises in lightness, and looks the same to the colour-blind
-
-RC: Any = {
-    "svg.fonttype": "none",
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib and is wide: what fits in it fits in the page's font
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "text.color": INK,
-    "axes.titlecolor": INK,
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": GRID,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
 
 
 @dataclass(frozen=True)

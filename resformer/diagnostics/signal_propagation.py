@@ -1,0 +1,194 @@
+"""Signal propagation: how the stream grows, turns and collapses on its way up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resformer.diagnostics.measured import Column, Matrix, Measured, Row, fit
+from resformer.diagnostics.observe import Batch, Seen, check_depth, observed, rows_of, sampled, text, watching
+from resformer.diagnostics.token_cosine import mean_cosine
+from resformer.host import Host, HostStack
+
+SAMPLE = 256  # tokens, evenly spaced over the text, on which rank and similarity are measured
+
+COLUMNS = (
+    Column("state", "RMS of what the branch reads, before its norm", log=True),
+    Column("carried", "RMS of all that is carried to the site", shown=False, log=True),
+    Column("branch", "RMS of what the branch gives", log=True),
+    Column("ratio", "branch over state", log=True),
+    Column("variance", "of the state over channels, mean over tokens", shown=False, log=True),
+    Column("pre_norm", "what the norm before the branch multiplies the RMS by", shown=False, log=True),
+    Column("out_norm", "the same of the norm on what the branch gives", shown=False, log=True),
+    Column("post_norm", "the same of the norm after the add", shown=False, log=True),
+    Column("input_cosine", "of the state with what entered the stack"),
+    Column("token_cosine", "between the states of two tokens of a text"),
+    Column("angle", "to the state at the next site, over π"),
+    Column("rank", "effective rank of the centred states", log=True),
+)
+
+
+@dataclass
+class _Stack:
+    """What has been seen of one stack."""
+
+    rows: list[Row] = field(default_factory=list)
+    first: Tensor | None = None  # (N D), what entered
+    before: Tensor | None = None  # (N D), the state at the site before
+    grams: list[Tensor] = field(default_factory=list)  # (n n), of the sampled tokens
+
+
+@torch.no_grad()
+def signal_propagation(model: nn.Module, batch: Batch) -> Measured:
+    """How states and branches change with depth, in one forward pass.
+
+    A state x: (N D) is what the branch of a site reads, before the norm on it, over the N tokens that are text; a last
+    row "end" has what leaves the stack. With RMS(x) = sqrt(mean x²):
+
+    state = RMS(x); branch = RMS(y) of what the branch gives; ratio = branch / state; carried = RMS of all tensors of
+    the stream together; variance = mean_t var_d(x_td); pre_norm, out_norm, post_norm: RMS after over RMS before each
+    norm that acts there; input_cosine = mean_t cos(x_t, x_t of the first site); token_cosine: mean cosine over pairs
+    of tokens of one text (1: they have become one); angle = mean_t arccos(cos(x_t, x_t of the next site)) / π;
+    rank = exp(-Σ p_i log p_i), p_i = σ_i / Σ σ, σ the singular values of x less its mean over tokens.
+    matrix "cka" (for two stacks one each): tr-normalised HSIC of the linear kernels of the states of each two sites,
+    with the unbiased estimate, which is 0 for unrelated states whatever N and D and may be slightly below.
+
+    rank and cka are of at most 256 tokens, evenly spaced. facts, for each stack, over its sites without the end, where
+    schemes sum streams or norm: `growth` = exp of the slope of log variance against layers, the factor a layer;
+    `growth_power` = the slope of log variance against log(1 + l), 1 where the variance grows linearly with depth; each
+    with the share r2 of the variance that its line explains.
+
+    Raises a ValueError for fewer than two layers, a batch of other keys, and `NotFiniteError` for NaN.
+
+    Reference   rank: Roy & Vetterli 2007; CKA: Kornblith et al. 2019, arXiv:1905.00414, unbiased: Nguyen et al. 2021,
+                arXiv:2010.15327; angles: Gromov et al. 2024, arXiv:2403.17887; collapse: Dong et al. 2021,
+                arXiv:2103.03404; growth: Sun et al. 2025, arXiv:2502.05795
+    """
+    seen: dict[str, _Stack] = {}
+
+    def see(one: Seen) -> None:
+        here = seen.setdefault(one.at.name, _Stack())
+        mask = text(host, one.at.stack, batch, one.read)
+        row: Row = {"stack": one.at.name, "layer": one.at.layer, "site": one.at.site}
+        wrote = rms(rows_of(one.wrote, mask))
+        row |= {"carried": _rms_of(one.before, mask), "branch": wrote}
+        for slot, (given, normed) in one.norms.items():
+            if slot in ("pre", "out", "post") and given.shape == normed.shape:
+                row[f"{slot}_norm"] = _over(rms(rows_of(normed, mask)), rms(rows_of(given, mask)))
+        _add(here, row, one.read, mask)
+        row["ratio"] = _over(wrote, row["state"])
+
+    def left(stack: HostStack, layer: int, state: Tensor) -> None:
+        if layer == len(stack.layers) - 1 and (here := seen.get(stack.spec.name)):
+            row: Row = {"stack": stack.spec.name, "layer": len(stack.layers), "site": "end"}
+            _add(here, row, state, text(host, stack, batch, state))
+            row["carried"] = row["state"]
+
+    with observed(model, batch) as host:
+        check_depth(host, "signal_propagation")
+        with watching(host, see, left, norms=True):
+            model(**batch)
+        facts: dict[str, Any] = {}
+        for name, here in seen.items():
+            facts |= _growth(host, name, here.rows)
+    matrices = {f"cka {name}" if len(seen) > 1 else "cka": cka(here.grams) for name, here in seen.items()}
+    rows = [row for here in seen.values() for row in here.rows]
+    draws = ("state", "ratio", "input_cosine", "token_cosine", "rank")
+    return Measured("signal_propagation", "Signals by depth", COLUMNS, rows, facts, matrices, draws=draws)
+
+
+def _add(here: _Stack, row: Row, state: Tensor, mask: Tensor | None) -> None:
+    x = rows_of(state, mask)
+    x = x if x.dtype == torch.float64 else x.float()
+    here.first = x if here.first is None else here.first
+    row["state"] = rms(x)
+    row["variance"] = float(x.var(-1, unbiased=False).mean())
+    row["input_cosine"] = float(nn.functional.cosine_similarity(x, here.first, dim=-1).mean())
+    if state.ndim == 3:
+        tokens = torch.ones(state.shape[:2], device=state.device) if mask is None else mask.to(state.dtype)
+        row["token_cosine"] = mean_cosine(state.to(x.dtype), tokens) if (tokens.sum(1) > 1).any() else None
+    if here.before is not None:
+        here.rows[-1]["angle"] = angle(here.before, x)
+    sample = sampled(x, None, SAMPLE)
+    centred = (sample - sample.mean(0)).cpu().double()
+    row["rank"] = effective_rank(centred)
+    here.grams.append(centred @ centred.T)
+    here.before = x
+    here.rows.append(row)
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square."""
+    return float(torch.linalg.vector_norm(x, dtype=_wide(x))) / math.sqrt(max(1, x.numel()))
+
+
+def _rms_of(tensors: tuple[Tensor, ...], mask: Tensor | None) -> float:
+    squares, count = 0.0, 0
+    for tensor in tensors:
+        x = tensor[mask] if mask is not None and tensor.shape[:2] == mask.shape else tensor
+        squares, count = squares + rms(x) ** 2 * x.numel(), count + x.numel()
+    return math.sqrt(squares / max(1, count))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def _over(a: float, b: float) -> float | None:
+    return a / b if b else None
+
+
+def angle(x: Tensor, z: Tensor) -> float:
+    """(N D), (N D) -> the mean angle between rows, over π. By the chord, which small angles need."""
+    x, z = nn.functional.normalize(x, dim=-1), nn.functional.normalize(z, dim=-1)
+    return float((2 * ((x - z).norm(dim=-1) / 2).clamp_max(1).asin() / math.pi).mean())
+
+
+def effective_rank(centred: Tensor) -> float:
+    """(N D) -> exp of the entropy of its singular values over their sum; 0 of a zero matrix."""
+    small = centred @ centred.T if len(centred) <= centred.shape[1] else centred.T @ centred
+    values = torch.linalg.eigvalsh(small)
+    # what rounding leaves of a zero eigenvalue is no rank: its square root would be large
+    values = values.where(values > len(values) * torch.finfo(values.dtype).eps * values[-1], 0).clamp_min(0).sqrt()
+    total = float(values.sum())
+    if total == 0:
+        return 0.0
+    p = values[values > 0] / total
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+def cka(grams: list[Tensor]) -> Matrix:
+    """(n n) Gram matrices of the same n tokens -> linear CKA of each two, with the unbiased estimate of HSIC; NaN below
+    4 tokens and for states without variance."""
+    n = len(grams[0])
+    if n < 4:
+        return [[math.nan] * len(grams) for _ in grams]
+    k = torch.stack([gram - gram.diag().diag() for gram in grams])
+    sums, rows = k.sum((1, 2)), k.sum(2)
+    products = k.flatten(1) @ k.flatten(1).T
+    hsic = products + torch.outer(sums, sums) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (rows @ rows.T)
+    scale = hsic.diag().clamp_min(0).sqrt()
+    return (hsic / torch.outer(scale, scale)).tolist()
+
+
+def _growth(host: Host, name: str, rows: list[Row]) -> dict[str, Any]:
+    layers = next(len(stack.layers) for stack in host.stacks if stack.spec.name == name)
+    ahead = f"{name}_" if len(host.stacks) > 1 else ""
+    sites = (len(rows) - 1) / layers
+    points = [(i / sites, math.log(row["variance"])) for i, row in enumerate(rows[:-1]) if row["variance"] > 0]
+    if len(points) < 2:
+        return {}
+    x, y = zip(*points, strict=True)
+    by_layer, by_log = fit(x, y), fit([math.log1p(one) for one in x], y)
+    assert by_layer is not None
+    assert by_log is not None
+    return {
+        f"{ahead}growth": math.exp(by_layer.slope),
+        f"{ahead}growth_r2": by_layer.r2,
+        f"{ahead}growth_power": by_log.slope,
+        f"{ahead}growth_power_r2": by_log.r2,
+    }

@@ -1,0 +1,98 @@
+"""What every measurement must leave as it was, and say of models and batches that it cannot measure."""
+
+import pytest
+import torch
+from diagnosed import SUBJECTS, assert_same, fingerprint, given, subject
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+import resformer
+from resformer.diagnostics.measures import MEASURES
+from resformer.diagnostics.observe import NotFiniteError, loss_of, observed, watching
+from resformer.sites import connections, within_reach
+from resformer.testing.hosts import batch, tiny_host
+
+
+@pytest.mark.parametrize(("family", "scheme"), SUBJECTS)
+@pytest.mark.parametrize("name", MEASURES)
+def test_the_model_is_left_as_it_was(name, family, scheme):
+    model = subject(family, scheme, layers=2).train()
+    frozen = next(model.parameters()).requires_grad_(False)
+    next(iter(model.children())).eval()
+    before = fingerprint(model)
+    MEASURES[name](model, given(family))
+    assert_same(fingerprint(model), before)
+    assert not frozen.requires_grad
+
+
+@pytest.mark.parametrize(("family", "scheme"), SUBJECTS)
+def test_what_is_seen_is_what_the_model_computes(family, scheme):
+    """Seen or not, the loss has the same bits; each connection is seen once, in order."""
+    model, inputs = subject(family, scheme).eval(), given(family)
+    with torch.no_grad():
+        expected = loss_of(model, inputs)
+    seen = []
+    with observed(model, inputs) as host, watching(host, lambda one: seen.append(str(one.at))):
+        assert torch.equal(loss_of(model, inputs), expected)
+        assert sorted(seen) == sorted(map(str, connections(host)))
+
+
+def test_a_part_that_is_patched_stays_patched():
+    model = tiny_host("gpt2", AutoModelForSequenceClassification, layers=4)
+    resformer.patch(model, "scaled", init="paper", branch=0.5, layers=range(1, 3))
+    with within_reach(model) as host:
+        assert [one.scheme.name for one in connections(host)] == ["identity"] * 2 + ["scaled"] * 4 + ["identity"] * 2
+    assert [hasattr(layer, "resformer") for layer in model.transformer.h] == [False, True, True, False]
+    resformer.unpatch(model)
+
+
+def test_what_fails_leaves_the_model_as_it_was():
+    model = subject("bert")
+    model.bert.encoder.layer[1].output.dense.weight.data[0, 0] = torch.nan
+    before = fingerprint(model)
+    for measure in MEASURES.values():
+        with pytest.raises(NotFiniteError, match="first in what the branch gives at site 'ffn' of layer 1") as error:
+            measure(model, given("bert"))
+        assert error.value.where == "site 'ffn' of layer 1 of the encoder"
+    after = fingerprint(model)
+    before["weights"] = after["weights"] = {}
+    assert_same(after, before)
+
+
+def test_nan_that_enters():
+    model = subject("gpt2", "hyper_connections")
+    model.transformer.wpe.weight.data[0, 0] = torch.nan
+    with pytest.raises(NotFiniteError, match="first in what enters the decoder at site 'attn' of layer 0"):
+        MEASURES["signal_propagation"](model, given("gpt2"))
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_wrong_batches(name):
+    measure, model = MEASURES[name], subject("bert")
+    with pytest.raises(ValueError, match=r"unknown key 'input_id'.*Did you mean 'input_ids'"):
+        measure(model, {"input_id": torch.ones(1, 4, dtype=torch.long), "labels": torch.tensor([0])})
+    with pytest.raises(ValueError, match="a batch maps the names"):
+        measure(model, torch.ones(1, 4))
+    with pytest.raises(ValueError, match="the batch is empty"):
+        measure(model, {name: value[:0] for name, value in batch(labels=True).items()})
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_too_few_layers_and_no_layers(name):
+    shallow = tiny_host("bert", AutoModelForSequenceClassification, layers=1)
+    with pytest.raises(ValueError, match=f"{name} is about depth and needs at least two layers"):
+        MEASURES[name](shallow, batch(labels=True))
+
+    class Net(torch.nn.Module):
+        def forward(self, input_ids, labels=None):
+            return input_ids
+
+    with pytest.raises(ValueError, match="no family describes this Net"):
+        MEASURES[name](Net(), {"input_ids": torch.ones(1, 4), "labels": torch.ones(1)})
+
+
+@pytest.mark.parametrize("name", ["gradient_flow", "lesion", "update_size"])
+def test_no_loss(name):
+    with pytest.raises(ValueError, match="a BertModel has no loss; load it with a head"):
+        MEASURES[name](tiny_host("bert", AutoModel), batch())
+    with pytest.raises(ValueError, match="the batch has no 'labels', so there is no loss"):
+        MEASURES[name](subject("bert"), batch())
