@@ -1,0 +1,72 @@
+"""Xiong's lemma: how the gradient of the last layer depends on depth, and on how large the stream has become."""
+
+import math
+
+import torch
+
+from resformer.diagnostics.small_nets import transformer
+from resformer.theory.claim import Law, each, exponent, register, slope
+
+DEPTHS = (2, 4, 8, 16, 32, 64)
+WIDTH, BATCH, TOKENS = 64, 4, 16
+FASTER = "the stream of a pre-LN net grows faster than 1 + L/2: regress on its measured norm, not on the depth"
+SUMMED = "with the norm of the gradient summed over the tokens, which grow alike with depth and then add up"
+
+
+@register(
+    "last_layer",
+    "Xiong 2020",
+    "Xiong et al. 2020, arXiv:2002.04745, theorem 1 and lemma 2; DeepNorm: derived from β/α of arXiv:2203.00555",
+    (
+        Law("post-LN: exponent of L", 0.0, 0.04, spread=0.02),
+        Law("pre-LN: exponent of |x_L|²", -0.5, 0.05, spread=0.026),
+        Law("DeepNorm: exponent of L", -0.5, 0.03, spread=0.008),
+        Law("post-LN: |x + F|²/D, L=64", 1.5, 0.1, spread=0.03),
+        Law("pre-LN: |x_L|²/D over 1 + L/2, L=64", 1.0, 0.0, spread=0.2, relation="≥"),
+        Law("pre-LN: |x_L|²/D over 1 + 3L/2, L=64", 1.0, 0.0, spread=0.1, relation="≤"),
+        Law("pre-LN: exponent of L", -0.4, 0.1, spread=0.03, popular=FASTER),
+        Law("post-LN, summed gradient: exponent of L", 0.0, 0.04, spread=0.04, popular=SUMMED),
+    ),
+    fast=True,
+    axes=("depth L (layers)", "gradient of the last feed-forward, of one token"),
+    log="xy",
+)
+@each
+def measure(seed):
+    """The gradient of the last layer does not depend on the depth in post-LN, falls as 1/√L in pre-LN, because the
+    stream grows, and in DeepNorm, because its factors say so.
+
+    The lemma's conditions: W_Q = W_K = 0, ReLU, inner width D = 64, Xavier, Gaussian tokens, at initialisation.
+    Root mean square over the tokens of |∂loss/∂W_2| of the last feed-forward, from a random direction of the output.
+    """
+    values, curves = {}, {}
+    for name, scheme in {"post-LN": "post_ln", "pre-LN": "pre_ln", "DeepNorm": "deepnorm"}.items():
+        token, summed, square = zip(*(gradients(depth, scheme) for depth in DEPTHS), strict=True)
+        values[f"{name}: exponent of L"] = exponent(DEPTHS, token)
+        curves[name] = (DEPTHS, token)
+        if name == "post-LN":
+            values["post-LN: |x + F|²/D, L=64"] = square[-1]
+            values["post-LN, summed gradient: exponent of L"] = exponent(DEPTHS, summed)
+        if name == "pre-LN":
+            values["pre-LN: exponent of |x_L|²"] = slope([math.log(s) for s in square], [math.log(t) for t in token])
+            values["pre-LN: |x_L|²/D over 1 + L/2, L=64"] = square[-1] / (1 + DEPTHS[-1] / 2)
+            values["pre-LN: |x_L|²/D over 1 + 3L/2, L=64"] = square[-1] / (1 + 3 * DEPTHS[-1] / 2)
+    return values, curves
+
+
+def gradients(layers, scheme):
+    """Of the last W_2: the root mean square of the norms by token, the norm of the sum; and |x_L|²/D before the norm
+    that follows it."""
+    net = transformer(layers, WIDTH, scheme)
+    seen = {}
+    last = net.sublayers[-1]
+    # of a token, the gradient of a matrix is the outer product of what came in and the gradient of what went out
+    last.down.register_forward_hook(lambda _, given, out: seen.update(given=given[0].detach(), out=out))
+    norm = net.norms[-1]["post"] if "post" in net.norms[-1] else net.final_norm
+    norm.register_forward_pre_hook(lambda _, given: seen.update(stream=given[0].detach()))
+    x = torch.randn(BATCH, TOKENS, WIDTH)
+    out = net(x)
+    loss = (out * torch.randn_like(out)).sum() / WIDTH**0.5
+    delta, whole = torch.autograd.grad(loss, [seen["out"], last.down.weight])
+    by_token = seen["given"].square().sum(-1) * delta.square().sum(-1)
+    return float(by_token.mean().sqrt()), float(whole.norm()), float(seen["stream"].square().mean())

@@ -1,0 +1,72 @@
+"""The table of the theory suite, in lines of at most 80 characters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from resformer.theory.claim import Verdict
+from resformer.theory.run import Outcome
+
+STYLES = {"holds": "green", "false": "yellow", "FAILS": "bold red", "TRUE?": "bold red"}
+
+
+def table(outcomes: Sequence[Outcome]) -> RenderableType:
+    """claim | source | predicted | measured | tolerance | verdict, and below it why popular claims are false."""
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=80)
+    shown.add_column("claim")
+    shown.add_column("source", width=13)
+    shown.add_column("predicted", justify="right", no_wrap=True)
+    shown.add_column("measured", no_wrap=True)
+    shown.add_column("within", justify="right", no_wrap=True)
+    shown.add_column("verdict", no_wrap=True)
+    for outcome in outcomes:
+        shown.add_row(Text(outcome.claim.name, style="bold"), outcome.claim.source)
+        for verdict in outcome.verdicts:
+            law = verdict.law
+            shown.add_row(
+                Padding(Text(law.quantity), (0, 0, 0, 1)),
+                "often claimed" if law.popular else "",
+                f"{law.relation} {number(law.predicted)}",
+                measured(verdict),
+                number(law.tolerance),
+                Text(verdict.word, style=STYLES[verdict.word]),
+            )
+    verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts]
+    notes = [
+        Text(f"{outcome.claim.name}, {verdict.law.quantity}: {verdict.law.popular}")
+        for outcome in outcomes
+        for verdict in outcome.verdicts
+        if verdict.law.popular
+    ]
+    surprises = sum(not verdict.expected for verdict in verdicts)
+    closing = (
+        f"{len(verdicts)} predictions of {len(outcomes)} claims; means over seeds ± their standard deviation. "
+        + (f"{surprises} are not as expected." if surprises else "All are as expected.")
+    )
+    parts: list[RenderableType] = [shown, Text()]
+    if notes:
+        parts += [Text("False or conditional, though often claimed:", style="bold")]
+        parts += [Padding(note, (0, 0, 0, 2)) for note in notes]
+        parts += [Text()]
+    return Group(*parts, Text(closing))
+
+
+def measured(verdict: Verdict) -> str:
+    deviation = "" if verdict.deviation is None else f" ±{number(verdict.deviation, 2)}"
+    return f"{number(verdict.mean)}{deviation}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """In at most 8 characters: 0.0625, -0.51, 1.3e-06, 12400."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+    mantissa, power = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(power)}"
