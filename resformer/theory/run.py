@@ -16,7 +16,7 @@ from resformer.theory.claim import Claim, Measured, Verdict, claims, find_claim,
 
 @dataclass(frozen=True)
 class Outcome:
-    """A claim with what was measured, and the seconds that took."""
+    """A claim with what was measured, and the processor seconds that took."""
 
     claim: Claim
     measured: Measured
@@ -37,13 +37,13 @@ def run_claim(name: str, seeds: int | None = None) -> Outcome:
     count = claim.seeds if seeds is None else seeds
     if type(count) is not int or count < 1:
         raise ValueError(f"seeds must be a whole number of at least 1, got {seeds!r}")
-    threads, begun = torch.get_num_threads(), time.perf_counter()
+    threads, begun = torch.get_num_threads(), time.process_time()
     torch.set_num_threads(1)  # the order of a sum is the same everywhere
     try:
         measured = claim.measure(range(count))
     finally:
         torch.set_num_threads(threads)
-    return Outcome(claim, measured, judge(claim.laws, measured.values), time.perf_counter() - begun)
+    return Outcome(claim, measured, judge(claim.laws, measured.values), time.process_time() - begun)
 
 
 def run_claims(
