@@ -28,6 +28,7 @@ ORDER = [
     {"options", "spelling"},
     {"optim", "data", "testing"},
     {"train", "diagnostics", "support"},
+    {"theory"},
     {"description"},
     {"study", "listing", "configfile"},
     {"cli"},

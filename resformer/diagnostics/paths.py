@@ -125,7 +125,7 @@ def path_gradients(
     if len(host.stacks) > 1:
         raise ValueError(f"path_gradients is for models of one stack, and family {host.family.name!r} has several")
     layers = host.layers
-    sites = [one for layer in layers if hasattr(layer, "resformer") for one in layer.resformer.modules()]
+    sites = [one for layer in layers for one in layer.modules() if isinstance(one, Scheme)]
     mode, required = model.training, [(p, p.requires_grad) for p in model.parameters()]
     entry: list[Tensor] = []
 
@@ -136,7 +136,9 @@ def path_gradients(
     def gradient() -> Tensor:
         loss = getattr(model(**batch), "loss", None)
         if loss is None:
-            raise ValueError(f"{type(model).__name__} gives no loss for this batch; take a model with a head, and labels")
+            raise ValueError(
+                f"{type(model).__name__} gives no loss for this batch; take a model with a head, and give labels"
+            )
         return torch.autograd.grad(loss, entry[0], allow_unused=True)[0]
 
     hook = layers[0].register_forward_pre_hook(enter)
@@ -144,7 +146,7 @@ def path_gradients(
     try:
         for p, _ in required:
             p.requires_grad_(False)
-        return sampled([one for one in sites if isinstance(one, Scheme)], gradient, lengths, samples, seed)
+        return sampled(sites, gradient, lengths, samples, seed)
     finally:
         hook.remove()
         for p, flag in required:

@@ -57,11 +57,11 @@ class MeanAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """(..., D) -> (..., D), W_2 ReLU(W_1 x) with an inner width of D."""
+    """(..., D) -> (..., D), W_2 ReLU(W_1 x) with an inner width of D, or another one."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, inner: int | None = None):
         super().__init__()
-        self.up, self.down = _xavier(width), _xavier(width)
+        self.up, self.down = _xavier(width, inner or width), _xavier(inner or width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(functional.relu(self.up(x)))
@@ -83,9 +83,7 @@ def perceptrons(
     return ResidualStack(sublayers, width, scheme, norm=norm, placement=placement, **options)
 
 
-def transformer(
-    layers: int, width: int, scheme: str, *, placement: str | None = None, **options: Any
-) -> ResidualStack:
+def transformer(layers: int, width: int, scheme: str, *, placement: str | None = None, **options: Any) -> ResidualStack:
     """A Transformer of Xiong's lemma: W_Q = W_K = 0, ReLU, an inner width of D, Xavier-normal weights, no biases.
 
     Gains that the scheme puts on initial weights (DeepNorm's β) are applied. Weights from torch's global generator.
@@ -100,11 +98,11 @@ def transformer(
         for site, sublayer in zip(stack.schemes, sublayers, strict=True):
             edits = site.edits()  # type: ignore[operator]
             for role, matrix in sublayer.named_children():
-                matrix.weight.mul_(edits.get(role, 1.0))  # type: ignore[operator, union-attr]
+                matrix.weight.mul_(edits.get(role, 1.0))  # type: ignore[operator]
     return stack
 
 
-def _xavier(width: int) -> nn.Linear:
-    linear = nn.Linear(width, width, bias=False)
+def _xavier(into: int, out: int | None = None) -> nn.Linear:
+    linear = nn.Linear(into, out or into, bias=False)
     nn.init.xavier_normal_(linear.weight)
     return linear

@@ -52,11 +52,10 @@ class Law:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of the claim's plot: x, and y as a row a seed; a prediction has one row."""
+    """A line of the claim's plot: x, and y as a row a seed. One whose name begins with "theory" is a prediction."""
 
     x: Sequence[float]
     y: Sequence[Sequence[float]]
-    predicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ class Measured:
 
 
 Measure = Callable[[Sequence[int]], Measured]
+Values = dict[str, float]  # of one seed, by quantity
+Lines = dict[str, tuple[Sequence[float], Sequence[float]]]  # x and y of one seed, by curve
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def find_claim(name: str) -> Claim:
     return known[name]
 
 
-def each(one: Callable[[int], tuple[dict[str, float], dict[str, tuple[Sequence[float], Sequence[float]]]]]) -> Measure:
+def each(one: Callable[[int], tuple[Values, Lines]]) -> Measure:
     """A measurement of many seeds from that of one, which returns values and curves and may draw from torch's global
     generator: it is seeded before, and put back as it was afterwards."""
 

@@ -57,6 +57,8 @@ def run_claims(
 
     Raises a ValueError for a name that is not known, before any work starts.
     """
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}")
     wanted = {find_claim(name).name for name in names}
     chosen = [name for name in claims() if name in wanted or not names]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,3 +15,5 @@ from resformer.theory.claims import vanishing as vanishing  # isort: skip
 from resformer.theory.claims import variance_growth as variance_growth  # isort: skip
 from resformer.theory.claims import token_collapse as token_collapse  # isort: skip
 from resformer.theory.claims import rank as rank  # isort: skip
+from resformer.theory.claims import identity_fit as identity_fit  # isort: skip
+from resformer.theory.claims import growing as growing  # isort: skip

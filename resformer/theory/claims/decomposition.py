@@ -1,9 +1,11 @@
 """The output as the sum of the branches: exact in pre-LN, false in post-LN, where each norm rescales all before it."""
 
+from typing import Any
+
 import torch
 
 from resformer.diagnostics.small_nets import transformer
-from resformer.theory.claim import Law, each, register
+from resformer.theory.claim import Law, Lines, Values, each, register
 
 LAYERS, WIDTH, BATCH, TOKENS = 12, 64, 4, 16
 RESCALED = (
@@ -32,9 +34,10 @@ def measure(seed):
     norms: each term passes the norms after it as a linear map, less its mean, divided by the σ of the whole sum. The
     plot: each branch's share <F, x_L> / |x_L|².
     """
-    values, curves = {}, {}
+    values: Values = {}
+    curves: Lines = {}
     for name, scheme in {"pre-LN": "pre_ln", "post-LN": "post_ln"}.items():
-        net = transformer(LAYERS, WIDTH, scheme)
+        net: Any = transformer(LAYERS, WIDTH, scheme)
         start, branches, out = trace(net)
         values[f"{name}: |x_L - x_0 - Σ F| / |x_L|"] = error(out, [start, *branches])
         terms = [start, *branches]

@@ -1,6 +1,7 @@
 """Residual nets as ensembles of shallow ones: what is left without a block, and which paths the gradient takes."""
 
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 
@@ -40,16 +41,17 @@ def measure(seeds):
     curves = {}
     for name, scheme in {"residual": "identity", "plain": "plain"}.items():
         nets = train(lambda: Classifier(DEPTH, scheme, placement="pre"), examples, seeds, STEPS, RATE)[0].trained()  # noqa: B023
-        found = [lesions(net, *both, seed) for net, *both, seed in zip(nets, *examples.held_out(), seeds, strict=True)]
+        cases = list(zip(nets, *examples.held_out(), seeds, strict=True))
+        found = [lesions(*case) for case in cases]
         curves[name] = Curve(range(DEPTH + 1), found)
         kept = [[(one - 0.5) / (row[0] - 0.5) for one in row] for row in found]
         values[f"{name}, a block deleted: share kept"] = [row[1] for row in kept]
         if name == "residual":
             values["residual, half deleted: share kept"] = [row[DEPTH // 2] for row in kept]
             values["residual: largest loss by one more, of all"] = [
-                max(a - b for a, b in zip(row, row[1:], strict=False)) / (row[0] - row[-1]) for row in kept
+                max(a - b for a, b in pairwise(row)) / (row[0] - row[-1]) for row in kept
             ]
-            paths = [along_paths(net, *both) for net, *both in zip(nets, *examples.held_out(), strict=True)]
+            paths = [along_paths(*case[:3]) for case in cases]
             values["residual: gradient kept per branch on a path"] = [one.decay() for one in paths]
             values["residual: effective length over n/2"] = [2 * one.effective_length() / DEPTH for one in paths]
             values["residual: share of paths that count"] = [one.effective_paths() for one in paths]
@@ -60,7 +62,7 @@ def measure(seeds):
 def lesions(net, inputs, labels, seed):
     """Accuracy without 0, 1, ... all blocks: the mean over every single one, then over random sets."""
     generator = torch.Generator().manual_seed(seed)
-    sets = [[()], [(block,) for block in range(DEPTH)]]
+    sets: list[list[tuple[int, ...]]] = [[()], [(block,) for block in range(DEPTH)]]
     sets += [
         [tuple(torch.randperm(DEPTH, generator=generator)[:size].tolist()) for _ in range(SUBSETS)]
         for size in range(2, DEPTH + 1)

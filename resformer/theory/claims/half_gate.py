@@ -3,7 +3,7 @@
 import torch
 
 import resformer
-from resformer.theory.claim import Law, each, register
+from resformer.theory.claim import Law, Lines, Values, each, register
 
 DEPTHS = (4, 12)
 PLACES = ("post", "pre")
@@ -27,9 +27,9 @@ SCALE = "a norm after the add takes a common factor out again, so that it fails 
 )
 @each
 def measure(seed):
-    """A shortcut and a branch of ½ each, with which He's deep nets failed, is exactly the identity shortcut in post-LN.
+    """A shortcut and a branch of ½ each, with which He's deep nets failed, are just the identity shortcut in post-LN.
 
-    BERT of 12 layers and width 32, Xavier, float32, random tokens, equal weights: the largest difference of a last state
+    BERT of 12 layers, width 32, Xavier, float32, random tokens, equal weights: the largest difference of a last state
     between x ← ½ x + ½ F(x) (or He's exclusive gate with g = ½) and x ← x + F(x), with norms before or after.
     """
     words = torch.randint(WORDS, (BATCH, TOKENS))
@@ -41,7 +41,8 @@ def measure(seed):
         "pre-LN, ½ and ½": ("scaled", "pre", halves),
     }
     same = {(depth, place): states(seed, words, depth, "identity", place) for depth in DEPTHS for place in PLACES}
-    values, curves = {}, {}
+    values: Values = {}
+    curves: Lines = {}
     for name, (scheme, placement, options) in cases.items():
         found = [
             float((states(seed, words, depth, scheme, placement, **options) - same[depth, placement]).abs().max())
@@ -60,7 +61,6 @@ def measure(seed):
 @torch.no_grad()
 def states(seed, words, depth, scheme, placement, **options):
     torch.manual_seed(seed)
-    model = resformer.build_encoder(
-        depth, WIDTH, scheme, placement=placement, vocab_size=WORDS, weight_init="xavier", heads=2, dropout=0.0, **options
-    )
+    options |= {"vocab_size": WORDS, "weight_init": "xavier", "heads": 2, "dropout": 0.0}
+    model = resformer.build_encoder(depth, WIDTH, scheme, placement=placement, **options)
     return model.eval()(words).last_hidden_state

@@ -1,11 +1,12 @@
 """Xiong's lemma: how the gradient of the last layer depends on depth, and on how large the stream has become."""
 
 import math
+from typing import Any
 
 import torch
 
 from resformer.diagnostics.small_nets import transformer
-from resformer.theory.claim import Law, each, exponent, register, slope
+from resformer.theory.claim import Law, Lines, Values, each, exponent, register, slope
 
 DEPTHS = (2, 4, 8, 16, 32, 64)
 WIDTH, BATCH, TOKENS = 64, 4, 16
@@ -37,10 +38,11 @@ def measure(seed):
     stream grows, and in DeepNorm, because its factors say so.
 
     The lemma's conditions: W_Q = W_K = 0, ReLU, inner width D = 64, Xavier, Gaussian tokens, at initialisation.
-    Root mean square over the tokens of |∂loss/∂W_2| of the last feed-forward, from a random direction of the output for each
-    token. Summed: the norm of the gradient that all tokens give together, from one direction.
+    Root mean square over the tokens of |∂loss/∂W_2| of the last feed-forward, from a random direction of the output
+    for each token. Summed: the norm of the gradient that all tokens give together, from one direction.
     """
-    values, curves = {}, {}
+    values: Values = {}
+    curves: Lines = {}
     for name, scheme in {"post-LN": "post_ln", "pre-LN": "pre_ln", "DeepNorm": "deepnorm"}.items():
         token, summed, square = zip(*(gradients(depth, scheme) for depth in DEPTHS), strict=True)
         values[f"{name}: exponent of L"] = exponent(DEPTHS, token)
@@ -58,12 +60,12 @@ def measure(seed):
 def gradients(layers, scheme):
     """Of the last W_2: the root mean square of the norms by token, the norm of the sum; and |x_L|²/D before the norm
     that follows it."""
-    net = transformer(layers, WIDTH, scheme)
-    seen = {}
+    net: Any = transformer(layers, WIDTH, scheme)
+    seen: dict[str, Any] = {}
     last = net.sublayers[-1]
     # of a token, the gradient of a matrix is the outer product of what came in and the gradient of what went out
     last.down.register_forward_hook(lambda _, given, out: seen.update(given=given[0].detach(), out=out))
-    norm = net.norms[-1]["post"] if "post" in net.norms[-1] else net.final_norm
+    norm = net.norms[-1]["post"] if "post" in net.norms[-1] else net.final_norm  # noqa: SIM401
     norm.register_forward_pre_hook(lambda _, given: seen.update(stream=given[0].detach()))
     x = torch.randn(BATCH, TOKENS, WIDTH)
     out = net(x)

@@ -4,7 +4,7 @@ import torch
 
 import resformer
 from resformer.diagnostics.small_nets import perceptrons
-from resformer.theory.claim import Law, each, register
+from resformer.theory.claim import Law, Lines, Values, each, register
 
 DEPTHS = (4, 16)
 JACOBIAN_DEPTHS = (2, 8, 24)
@@ -34,7 +34,8 @@ def measure(seed):
     LayerNorm, W ~ N(0, 2 / D), mean over 8 inputs.
     """
     words = torch.randint(WORDS, (4, TOKENS))
-    values, curves = {}, {}
+    values: Values = {}
+    curves: Lines = {}
     for name, scheme in {"plain": "plain", "pre-LN": "pre_ln", "DeepNorm": "deepnorm"}.items():
         found = [token_rank(seed, words, depth, scheme) for depth in DEPTHS]
         curves[f"tokens, {name}"] = (DEPTHS, found)
@@ -49,9 +50,7 @@ def measure(seed):
 @torch.no_grad()
 def token_rank(seed, words, depth, scheme):
     torch.manual_seed(seed)
-    model = resformer.build_encoder(
-        depth, WIDTH, scheme, vocab_size=WORDS, weight_init="xavier", heads=2, dropout=0.0
-    )
+    model = resformer.build_encoder(depth, WIDTH, scheme, vocab_size=WORDS, weight_init="xavier", heads=2, dropout=0.0)
     return sum(effective_rank(states) for states in model.eval()(words).last_hidden_state) / len(words)
 
 

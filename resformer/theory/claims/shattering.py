@@ -4,7 +4,7 @@ import torch
 
 from resformer.diagnostics.shattering import gradient_correlation, input_gradients
 from resformer.diagnostics.small_nets import BatchNorm, perceptrons
-from resformer.theory.claim import Law, each, exponent, register
+from resformer.theory.claim import Law, Lines, Values, each, exponent, register
 
 DEPTHS = (2, 4, 8, 24, 50)
 INPUTS, WIDTH = 128, 256
@@ -35,7 +35,7 @@ STEP = "see the row above: LayerNorm's exponent is about half of BatchNorm's"
     ),
     fast=True,
     axes=("depth L (sublayers)", "correlation of the gradients of two inputs"),
-    log="xy",
+    log="x",
 )
 @each
 def measure(seed):
@@ -53,7 +53,8 @@ def measure(seed):
         "plain + LN": ("plain", {"placement": "pre"}),
         "residual + LN, β=1": ("scaled", {"placement": "pre"}),
     }
-    values, curves = {}, {}
+    values: Values = {}
+    curves: Lines = {}
     for name, (scheme, options) in nets.items():
         found = [correlation(depth, scheme, options) for depth in DEPTHS]
         for depth, one in zip(DEPTHS, found, strict=True):
@@ -62,6 +63,9 @@ def measure(seed):
         curves[name] = (DEPTHS, found)
         if name.startswith("residual + LN"):
             values[f"{name}: exponent of L"] = exponent(DEPTHS, found)
+    curves["theory: 2^-L"] = (DEPTHS[:3], [2.0**-depth for depth in DEPTHS[:3]])
+    curves["theory: (1 + L)^-½"] = (DEPTHS, [(1 + depth) ** -0.5 for depth in DEPTHS])
+    curves["theory: (1 + 0.01 L)^-½"] = (DEPTHS, [(1 + 0.01 * depth) ** -0.5 for depth in DEPTHS])
     return values, curves
 
 

@@ -4,7 +4,7 @@ import torch
 
 import resformer
 from resformer.diagnostics.token_cosine import token_cosine
-from resformer.theory.claim import Law, each, register
+from resformer.theory.claim import Law, Lines, Values, each, register
 
 DEPTHS = (2, 4, 16)
 WIDTH, BATCH, TOKENS, WORDS = 32, 4, 16, 100
@@ -45,7 +45,8 @@ def measure(seed):
     learning rate of 1e-3.
     """
     batch = {"input_ids": torch.randint(WORDS, (BATCH, TOKENS)), "attention_mask": torch.ones(BATCH, TOKENS)}
-    values, curves = {}, {}
+    values: Values = {}
+    curves: Lines = {}
     for name, (scheme, options) in SCHEMES.items():
         found = [cosine(seed, batch, depth, scheme, options) for depth in DEPTHS]
         curves[name] = (DEPTHS, found)

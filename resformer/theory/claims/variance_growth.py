@@ -3,7 +3,7 @@
 import torch
 
 from resformer.diagnostics.small_nets import transformer
-from resformer.theory.claim import Law, each, exponent, register
+from resformer.theory.claim import Law, Lines, Values, each, exponent, register
 
 LAYERS, WIDTH, BATCH, TOKENS, FIRST = 48, 64, 4, 16, 4
 
@@ -30,7 +30,8 @@ def measure(seed):
     Transformers of 48 layers and width 64, W_Q = W_K = 0, Xavier, Gaussian tokens, at initialisation; exponents over
     the layers 4 to 48. In training the growth can become exponential (Sun et al.); that is not measured here.
     """
-    values, curves = {}, {}
+    values: Values = {}
+    curves: Lines = {}
     for name, scheme in {"pre-LN": "pre_ln", "ln_scaling": "ln_scaling", "post-LN": "post_ln"}.items():
         found = growth(transformer(LAYERS, WIDTH, scheme))
         values[f"{name}: exponent of the layer"] = exponent(range(FIRST, LAYERS), found[FIRST:])
@@ -42,9 +43,13 @@ def measure(seed):
 @torch.no_grad()
 def growth(net):
     """The mean square of what each layer is given."""
-    squares = []
+    squares: list[float] = []
+
+    def read(s):
+        squares.append(float(s.square().mean()))
+        return s
+
     for site in net.schemes[::2]:
-        # the stream as it stands at a layer's first site, norms not yet applied
-        site.read = lambda s: squares.append(float(s.square().mean())) or s
+        site.read = read  # a layer's first site reads the stream as it stands, norms not yet applied
     net(torch.randn(BATCH, TOKENS, WIDTH))
     return squares
