@@ -6,11 +6,14 @@ Letters: B inputs, D width, P points of a grid.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from resformer.diagnostics.small_nets import BatchNorm
+from resformer.host import find_host
 
 
 def input_gradients(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
@@ -37,6 +40,69 @@ def gradient_correlation(gradients: Tensor) -> float:
     unit = flat / flat.norm(dim=1, keepdim=True)
     # the sum over all pairs, an input with itself included, is the square of the sum of unit vectors
     return float((unit.sum(0).square().sum() - len(unit)) / (len(unit) * (len(unit) - 1)))
+
+
+def layer_correlations(
+    model: PreTrainedModel, batch: dict[str, Any], *, samples: int = 4, seed: int = 0
+) -> list[float]:
+    """Gradient correlation between the sentences of a batch, for the states after 0, 1, ... all layers of a model.
+
+    Each sentence's own gradient of a random direction of its mean last state, over `samples` directions; the gradients
+    of all tokens of a sentence are one vector, of which padding takes no part. At the top it is 1 by construction (a
+    norm after the last layer aside); how fast it falls towards the embeddings is what tells schemes apart. Labels are
+    not used: opposite ones would turn the sign.
+
+    Args:
+        batch: of sentences of equal length, or with attention_mask; two sentences or more. seed: of the directions.
+
+    Dropout is off; the model is left as it was. Raises a ValueError for models of several stacks, and for schemes under
+    which layers hand on more than one tensor.
+    """
+    host = find_host(model)
+    if len(host.stacks) > 1 or host.stacks[0].shared or host.stacks[0].spec.returns:
+        raise ValueError(
+            f"layer_correlations is for models of one stack whose layers return their states alone, and family "
+            f"{host.family.name!r} is not one of them"
+        )
+    mode, required = model.training, [(p, p.requires_grad) for p in model.parameters()]
+    states: list[Tensor] = []
+
+    def enter(module: Any, args: Any) -> Any:
+        states[:] = [args[0].detach().requires_grad_()]
+        return (states[0], *args[1:])
+
+    def after(module: Any, args: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                "layer_correlations is for layers that hand on one tensor; the scheme of this model "
+                "has a stream of more"
+            )
+        states.append(output)
+
+    hooks = [host.layers[0].register_forward_pre_hook(enter)]
+    hooks += [layer.register_forward_hook(after) for layer in host.layers]
+    model.eval()
+    try:
+        for p, _ in required:
+            p.requires_grad_(False)
+        given = {name: value for name, value in batch.items() if name != "labels"}
+        last = model.base_model(**given).last_hidden_state
+        if len(last) < 2:
+            raise ValueError(f"a correlation between sentences needs two of them or more, got {len(last)}")
+        mask = batch.get("attention_mask", torch.ones_like(last[..., 0])).to(last.dtype)
+        pooled = (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        directions = torch.randn(samples, last.shape[-1], generator=torch.Generator().manual_seed(seed)).to(last)
+        found = [torch.autograd.grad((pooled @ v).sum(), states, retain_graph=True) for v in directions]
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for p, flag in required:
+            p.requires_grad_(flag)
+        model.train(mode)
+    return [
+        sum(gradient_correlation(row[layer] * mask[..., None]) for row in found) / samples
+        for layer in range(len(states))
+    ]
 
 
 def autocorrelation(signals: Tensor, lags: int) -> Tensor:

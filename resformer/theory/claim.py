@@ -23,7 +23,7 @@ class Law:
         quantity: its key among the measured values, in words that the table prints.
         predicted: the published or derived number. relation: "=", "≤" or "≥".
         tolerance: how far the mean over the seeds may be off. Set from `spread` and from what the law neglects.
-        spread: the standard deviation over single seeds that was seen when the tolerance was set, ten seeds or more.
+        spread: the standard deviation over single seeds when the tolerance was set, from 20 of them.
         popular: for a claim that is often made and does not hold here: why, or under which condition it does. The law
             is then as expected when the measured mean contradicts it, by more than the tolerance.
     """
@@ -97,7 +97,7 @@ class Verdict:
 
     law: Law
     mean: float
-    deviation: float | None  # over seeds; None for a single one
+    deviation: float | None  # over seeds; None for a single one, or one that is not finite
 
     @property
     def word(self) -> str:
@@ -118,7 +118,8 @@ def judge(laws: Sequence[Law], values: dict[str, list[float]]) -> list[Verdict]:
         if not values.get(law.quantity):
             raise ValueError(f"nothing was measured for {law.quantity!r}; measured: {', '.join(values) or 'nothing'}")
         numbers = values[law.quantity]
-        verdicts.append(Verdict(law, fmean(numbers), stdev(numbers) if len(numbers) > 1 else None))
+        spread = stdev(numbers) if len(numbers) > 1 and all(map(math.isfinite, numbers)) else None
+        verdicts.append(Verdict(law, fmean(numbers), spread))
     return verdicts
 
 

@@ -37,13 +37,7 @@ def run_claim(name: str, seeds: int | None = None) -> Outcome:
     count = claim.seeds if seeds is None else seeds
     if type(count) is not int or count < 1:
         raise ValueError(f"seeds must be a whole number of at least 1, got {seeds!r}")
-    threads, begun = torch.get_num_threads(), time.process_time()
-    torch.set_num_threads(1)  # the order of a sum is the same everywhere
-    try:
-        measured = claim.measure(range(count))
-    finally:
-        torch.set_num_threads(threads)
-    return Outcome(claim, measured, judge(claim.laws, measured.values), time.process_time() - begun)
+    return _judged(claim, *_measure(name, count))
 
 
 def run_claims(
@@ -64,19 +58,32 @@ def run_claims(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers or cores, len(chosen))
     outcomes = {}
-    for name, outcome in _run(chosen, workers):
-        outcomes[name] = outcome
-        done(outcome)
+    for name, measured, seconds in _run(chosen, workers):
+        outcomes[name] = _judged(find_claim(name), measured, seconds)
+        done(outcomes[name])
     return [outcomes[name] for name in chosen]
 
 
-def _run(names: Sequence[str], workers: int) -> Iterator[tuple[str, Outcome]]:
+def _run(names: Sequence[str], workers: int) -> Iterator[tuple[str, Measured, float]]:
     if workers == 1:
         for name in names:
-            yield name, run_claim(name)
+            yield name, *_measure(name, find_claim(name).seeds)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         slowest_first = sorted(names, key=lambda name: find_claim(name).fast)
-        futures = {pool.submit(run_claim, name): name for name in slowest_first}
+        futures = {pool.submit(_measure, name, find_claim(name).seeds): name for name in slowest_first}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            yield futures[future], *future.result()
+
+
+def _measure(name: str, seeds: int) -> tuple[Measured, float]:
+    threads, begun = torch.get_num_threads(), time.process_time()
+    torch.set_num_threads(1)  # the order of a sum is the same everywhere
+    try:
+        return find_claim(name).measure(range(seeds)), time.process_time() - begun
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _judged(claim: Claim, measured: Measured, seconds: float) -> Outcome:
+    return Outcome(claim, measured, judge(claim.laws, measured.values), seconds)

@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 from resformer.diagnostics.population import Population
 from resformer.diagnostics.small_nets import perceptrons
 
-WIDTH, HIDDEN, TRAIN, HELD_OUT, BATCH = 32, 64, 4096, 1024, 128
+WIDTH, HIDDEN, HELD_OUT, BATCH = 32, 64, 1024, 128
 CHANCE = 0.693  # ln 2, the loss of a constant guess: both classes have half of the examples
 
 
@@ -31,19 +31,20 @@ class Classifier(nn.Module):
 
 
 class Examples:
-    """Inputs (S N D) and labels (S N), 0 or 1, a teacher a seed; the first 4096 to train on, 1024 held out."""
+    """Inputs (S N D) and labels (S N), 0 or 1, a teacher a seed; `size` of them to train on, and 1024 held out."""
 
-    def __init__(self, seeds: Sequence[int]):
-        drawn = [_draw(seed) for seed in seeds]
+    def __init__(self, seeds: Sequence[int], size: int):
+        self.size = size
+        drawn = [_draw(seed, size + HELD_OUT) for seed in seeds]
         self.inputs, self.labels = (torch.stack(parts) for parts in zip(*drawn, strict=True))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """(S B D), (S B) of the training part, the same places for all seeds."""
-        places = torch.randint(TRAIN, (BATCH,), generator=torch.Generator().manual_seed(step))
+        places = torch.randint(self.size, (BATCH,), generator=torch.Generator().manual_seed(step))
         return self.inputs[:, places], self.labels[:, places]
 
     def held_out(self) -> tuple[Tensor, Tensor]:
-        return self.inputs[:, TRAIN:], self.labels[:, TRAIN:]
+        return self.inputs[:, self.size :], self.labels[:, self.size :]
 
 
 def train(
@@ -61,9 +62,9 @@ def train(
         return nets, nets.fit(loss, steps, learning_rate)
 
 
-def _draw(seed: int) -> tuple[Tensor, Tensor]:
+def _draw(seed: int, size: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(TRAIN + HELD_OUT, WIDTH, generator=generator)
+    inputs = torch.randn(size, WIDTH, generator=generator)
     hidden = torch.tanh(inputs @ torch.randn(WIDTH, HIDDEN, generator=generator) / 3)
     scores = hidden @ torch.randn(HIDDEN, generator=generator)
     return inputs, (scores > scores.median()).float()

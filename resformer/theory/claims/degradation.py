@@ -6,7 +6,7 @@ from resformer.theory.claim import Curve, Law, Measured, register
 from resformer.theory.teacher import CHANCE, Classifier, Examples, train
 
 DEPTHS = (2, 8, 24, 48)
-RATES, STEPS, LAST = (1e-3, 3e-3), 150, 20
+SIZE, RATES, STEPS, LAST = 1024, (1e-3, 3e-3), 150, 20
 PLAIN = "plain nets get better with depth up to some 8 sublayers here; what fails is depth beyond that, at both rates"
 
 
@@ -27,10 +27,10 @@ PLAIN = "plain nets get better with depth up to some 8 sublayers here; what fail
 def measure(seeds):
     """The training loss of plain nets rises with depth; that of residual nets does not.
 
-    x ← W ReLU(LN(x)) against x ← x + W ReLU(LN(x)) of width 32, labels of a random teacher, 150 steps of Adam at a
-    constant rate, the better of 1e-3 and 3e-3 for each; cross-entropy over the last 20 steps, chance is ln 2.
+    x ← W ReLU(LN(x)) against x ← x + W ReLU(LN(x)) of width 32, 1024 examples of a random teacher, 150 steps of Adam
+    at a constant rate, the better of 1e-3 and 3e-3 for each; cross-entropy over the last 20 steps, chance is ln 2.
     """
-    examples = Examples(seeds)
+    examples = Examples(seeds, SIZE)
     curves = {
         name: [best(depth, scheme, examples, seeds) for depth in DEPTHS]
         for name, scheme in {"plain": "plain", "residual": "identity"}.items()

@@ -9,7 +9,7 @@ from resformer.diagnostics.paths import sampled
 from resformer.theory.claim import Curve, Law, Measured, register
 from resformer.theory.teacher import Classifier, Examples, cross_entropy, train
 
-DEPTH, STEPS, RATE, SUBSETS = 16, 250, 1e-3, 4
+DEPTH, SIZE, STEPS, RATE, SUBSETS = 16, 4096, 250, 1e-3, 4
 FEW = "the paper's share is of a ResNet of 54 blocks; a net of 16 blocks has few lengths, and most paths count"
 
 
@@ -36,7 +36,7 @@ def measure(seeds):
     labels of a random teacher; both learn), held-out accuracy less ½ as a share of what it was; mean over single
     blocks, and over 4 random sets of each size. Gradients along random paths of each length, at the input.
     """
-    examples = Examples(seeds)
+    examples = Examples(seeds, SIZE)
     values: dict[str, list[float]] = {}
     curves = {}
     for name, scheme in {"residual": "identity", "plain": "plain"}.items():

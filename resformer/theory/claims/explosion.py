@@ -18,7 +18,7 @@ NORMS = "without norms each branch adds as much again, and E|g|² = 2^L; a norm,
     "He 2016",
     "the argument of He et al. 2016, arXiv:1603.05027; E|g|² = 2^L: Balduzzi et al. 2017, arXiv:1702.08591",
     (
-        Law("no norm: log2 of E|g|² per sublayer", 1.0, 0.03, spread=0.02),
+        Law("no norm: log2 of E|g|² per sublayer", 1.0, 0.04, spread=0.02),
         Law("no norm: growth per sublayer, bounded", 0.0, 0.1, spread=0.02, popular=NORMS),
         Law("no norm, branches 1/√L: E|g|² at L=16", math.e, 0.25, spread=0.3, relation="≤"),
         Law("pre-LN: log2 of E|g|² per sublayer", 0.0, 0.03, spread=0.02),

@@ -1,7 +1,6 @@
 """He's argument by construction: a deep net need not be worse than the shallow one that it grew from."""
 
 import torch
-from transformers import AutoModelForSequenceClassification
 
 import resformer
 from resformer.diagnostics.identity_fit import grown_against_fresh
@@ -30,6 +29,8 @@ def measure(seed):
     against fresh 6 layers for 100 steps. Which half of 20 words makes up most of a sentence of 12; loss over the last
     15 steps.
     """
+
+    from transformers import AutoModelForSequenceClassification  # takes seconds, in each process
 
     def build(layers):
         torch.manual_seed(seed)

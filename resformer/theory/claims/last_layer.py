@@ -22,7 +22,7 @@ SUMMED = "tokens grow alike with depth, so that their gradients add up: the lemm
         Law("post-LN: exponent of L", 0.0, 0.04, spread=0.02),
         Law("pre-LN: exponent of |x_L|²", -0.5, 0.05, spread=0.026),
         Law("DeepNorm: exponent of L", -0.5, 0.03, spread=0.008),
-        Law("post-LN: |x + F|²/D, L=64", 1.5, 0.25, spread=0.27),
+        Law("post-LN: |x + F|²/D, L=64", 1.5, 0.35, spread=0.27),
         Law("pre-LN: |x_L|²/D over 1 + L/2, L=64", 1.0, 0.0, spread=0.2, relation="≥"),
         Law("pre-LN: |x_L|²/D over 1 + 3L/2, L=64", 1.0, 0.1, spread=0.14, relation="≤"),
         Law("pre-LN: exponent of L", -0.4, 0.1, spread=0.03, popular=FASTER),

@@ -33,7 +33,6 @@ STEP = "see the row above: LayerNorm's exponent is about half of BatchNorm's"
         Law("residual + LN, β=1: exponent of L", -0.5, 0.1, spread=0.03, popular=STEP),
         Law("plain + LN, L=8: 2^-L", 2.0**-8, 0.02, spread=0.014, popular=UNCENTRED),
     ),
-    fast=True,
     axes=("depth L (sublayers)", "correlation of the gradients of two inputs"),
     log="x",
 )

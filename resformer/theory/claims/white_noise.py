@@ -22,7 +22,7 @@ CASES = {
     "Balduzzi et al. 2017, arXiv:1702.08591, figures 1 and 2",
     (
         Law("white noise", 0.0, 0.03, spread=0.03),
-        Law("plain, L=24", 0.0, 0.04, spread=0.035),
+        Law("plain, L=24", 0.0, 0.05, spread=0.035),
         Law("plain, L=8", 0.0, 0.08, spread=0.055),
         Law("plain, L=2", 0.8, 0.0, spread=0.037, relation="≥"),
         Law("residual, β=1, L=24", 0.15, 0.0, spread=0.056, relation="≥"),
