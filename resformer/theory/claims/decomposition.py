@@ -19,9 +19,9 @@ RESCALED = (
     "He 2016",
     "He et al. 2016, arXiv:1603.05027, equation 4; frozen norms: Liu et al. 2020, arXiv:2004.08249",
     (
-        Law("pre-LN: |x_L - x_0 - Σ F| / |x_L|", 0.0, 1e-5, spread=3e-8),
-        Law("post-LN: |x_L - x_0 - Σ F| / |x_L|", 0.0, 0.1, spread=0.2, popular=RESCALED),
-        Law("post-LN, frozen norms: the same", 0.0, 1e-5, spread=3e-8),
+        Law("pre-LN: |x_L - x_0 - Σ F| / |x_L|", 0.0, 1e-5, spread=0),
+        Law("post-LN: |x_L - x_0 - Σ F| / |x_L|", 0.0, 0.1, spread=0.22, popular=RESCALED),
+        Law("post-LN, frozen norms: the same", 0.0, 1e-5, spread=7e-9),
     ),
     fast=True,
     axes=("branch", "share of the output along its own direction"),

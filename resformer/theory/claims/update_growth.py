@@ -22,12 +22,12 @@ SIGNS = "the theorem is about SGD; Adam's first steps have the same size for all
     (
         Law("post-LN, random change: exponent of L", 1.0, 0.6, spread=0.44),
         Law("post-LN less pre-LN, random: exponent", 0.4, 0.0, spread=0.45, relation="≥"),
-        Law("pre-LN, random change: exponent, as of ln N", LOG, 0.3, spread=0.17),
-        Law("DeepNorm, random change: exponent of L", 0.0, 0.05, spread=0.02),
-        Law("post-LN, SGD step: exponent of L", 1.0, 0.0, spread=0.14, relation="≥"),
-        Law("DeepNorm, SGD step: exponent of L", 0.0, 0.08, spread=0.04),
-        Law("pre-LN, SGD step: exponent, as of √ln N", LOG / 2, 0.3, spread=0.17, popular=COHERENT),
-        Law("DeepNorm, sign step: exponent of L", 0.0, 0.2, spread=0.03, popular=SIGNS),
+        Law("pre-LN, random change: exponent, as of ln N", LOG, 0.3, spread=0.14),
+        Law("DeepNorm, random change: exponent of L", 0.0, 0.05, spread=0.019),
+        Law("post-LN, SGD step: exponent of L", 1.0, 0.0, spread=0.12, relation="≥"),
+        Law("DeepNorm, SGD step: exponent of L", 0.0, 0.08, spread=0.038),
+        Law("pre-LN, SGD step: exponent, as of √ln N", LOG / 2, 0.3, spread=0.15, popular=COHERENT),
+        Law("DeepNorm, sign step: exponent of L", 0.0, 0.2, spread=0.02, popular=SIGNS),
     ),
     seeds=20,  # a sum over the layers of a few directions varies much from net to net
     axes=("depth L (layers)", "change of the output"),
