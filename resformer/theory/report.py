@@ -57,6 +57,9 @@ def plot(claim: Claim, measured: Measured) -> str:
             axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         if "x" in claim.log:
             axes.set_xscale("log", base=2)
+            places = sorted({x for curve in measured.curves.values() for x in curve.x})
+            if len(places) <= 10:
+                axes.set_xticks(places, [f"{x:g}" for x in places])
         if "y" in claim.log:
             axes.set_yscale("log", nonpositive="mask")
         axes.set_xlabel(claim.axes[0])

@@ -1,8 +1,10 @@
 """The output as the sum of the branches: exact in pre-LN, false in post-LN, where each norm rescales all before it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from resformer.diagnostics.small_nets import transformer
 from resformer.theory.claim import Law, Lines, Values, each, register
@@ -27,7 +29,7 @@ RESCALED = (
     axes=("branch", "share of the output along its own direction"),
 )
 @each
-def measure(seed):
+def measure(seed: int) -> tuple[Values, Lines]:
     """x_L = x_l + Σ F(x_i): every layer is added to what the layers below have made, and nothing is multiplied.
 
     Transformers of 12 layers (24 branches) and width 64, W_Q = W_K = 0, Xavier, Gaussian tokens, float32. Frozen
@@ -50,7 +52,7 @@ def measure(seed):
 
 
 @torch.no_grad()
-def trace(net):
+def trace(net: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     """x_0, what each branch adds, and x_L before a final norm."""
     branches = []
     for sublayer in net.sublayers:
@@ -60,15 +62,15 @@ def trace(net):
     return x, branches, net(x)
 
 
-def error(out, terms):
+def error(out: Tensor, terms: Sequence[Tensor]) -> float:
     return float((out - sum(terms)).norm() / out.norm())
 
 
-def through_norms(start, branches, eps):
+def through_norms(start: Tensor, branches: Sequence[Tensor], eps: float) -> list[Tensor]:
     """The terms whose sum is the output of a post-LN net: each centred and divided at every norm that it passes."""
     terms = [start]
     for branch in branches:
         terms.append(branch)
-        sigma = (sum(terms).var(-1, correction=0, keepdim=True) + eps).sqrt()
+        sigma = (torch.stack(terms).sum(0).var(-1, correction=0, keepdim=True) + eps).sqrt()
         terms = [(term - term.mean(-1, keepdim=True)) / sigma for term in terms]
     return terms

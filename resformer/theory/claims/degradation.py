@@ -1,6 +1,9 @@
 """The degradation that residual connections were made for: deep plain nets do not even fit what shallow ones fit."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from resformer.theory.claim import Curve, Law, Measured, register
 from resformer.theory.teacher import CHANCE, Classifier, Examples, train
@@ -24,7 +27,7 @@ PLAIN = "plain nets get better with depth up to some 8 sublayers here; what fail
     axes=("depth L (sublayers)", "training loss at the end"),
     log="x",
 )
-def measure(seeds):
+def measure(seeds: Sequence[int]) -> Measured:
     """The training loss of plain nets rises with depth; that of residual nets does not.
 
     x ← W ReLU(LN(x)) against x ← x + W ReLU(LN(x)) of width 32, 1024 examples of a random teacher, 150 steps of Adam
@@ -46,7 +49,7 @@ def measure(seeds):
     )
 
 
-def best(depth, scheme, examples, seeds):
+def best(depth: int, scheme: str, examples: Examples, seeds: Sequence[int]) -> Tensor:
     """(S) the final training losses at the rate whose mean over the seeds is lowest."""
     ends = [
         train(lambda: Classifier(depth, scheme, placement="pre"), examples, seeds, STEPS, rate)[1][-LAST:].mean(0)

@@ -1,11 +1,14 @@
 """Residual nets as ensembles of shallow ones: what is left without a block, and which paths the gradient takes."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from resformer.diagnostics.paths import sampled
+from resformer.diagnostics.paths import PathGradients, sampled
 from resformer.theory.claim import Curve, Law, Measured, register
 from resformer.theory.teacher import Classifier, Examples, cross_entropy, train
 
@@ -28,7 +31,7 @@ FEW = "the paper's share is of a ResNet of 54 blocks; a net of 16 blocks has few
     ),
     axes=("blocks deleted", "accuracy"),
 )
-def measure(seeds):
+def measure(seeds: Sequence[int]) -> Measured:
     """A residual net hardly misses a block, and its accuracy falls smoothly as more are deleted, while a plain net
     without one guesses; its gradient comes by paths that are shorter than most.
 
@@ -59,7 +62,7 @@ def measure(seeds):
 
 
 @torch.no_grad()
-def lesions(net, inputs, labels, seed):
+def lesions(net: Any, inputs: Tensor, labels: Tensor, seed: int) -> list[float]:
     """Accuracy without 0, 1, ... all blocks: the mean over every single one, then over random sets."""
     generator = torch.Generator().manual_seed(seed)
     sets: list[list[tuple[int, ...]]] = [[()], [(block,) for block in range(DEPTH)]]
@@ -70,13 +73,13 @@ def lesions(net, inputs, labels, seed):
     return [sum(accuracy(net, inputs, labels, one) for one in some) / len(some) for some in sets]
 
 
-def accuracy(net, inputs, labels, blocks):
+def accuracy(net: Any, inputs: Tensor, labels: Tensor, blocks: Sequence[int]) -> float:
     with deleted([net.stack.schemes[block] for block in blocks]):
         return float(((net(inputs) > 0) == labels).float().mean())
 
 
 @contextmanager
-def deleted(sites):
+def deleted(sites: Sequence[Any]) -> Iterator[None]:
     """While it lasts these sites hand the stream on as it came."""
     for site in sites:
         site.step = lambda s, branch, norm: s
@@ -87,7 +90,7 @@ def deleted(sites):
             del site.step
 
 
-def along_paths(net, inputs, labels):
+def along_paths(net: Any, inputs: Tensor, labels: Tensor) -> PathGradients:
     x = inputs[:128].clone().requires_grad_()
     loss = lambda: cross_entropy(net(x), labels[:128])
     return sampled(list(net.stack.schemes), lambda: torch.autograd.grad(loss(), x)[0], samples=4)

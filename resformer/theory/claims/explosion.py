@@ -1,12 +1,13 @@
 """The identity term does not keep gradients from exploding: norms do."""
 
 import math
+from typing import Any
 
 import torch
 
 from resformer.diagnostics.shattering import input_gradients
 from resformer.diagnostics.small_nets import perceptrons
-from resformer.theory.claim import Law, each, register, slope
+from resformer.theory.claim import Law, Lines, Values, each, register, slope
 
 DEPTHS = (1, 2, 4, 8, 16)
 WIDTH, INPUTS = 256, 64
@@ -28,7 +29,7 @@ NORMS = "without norms each branch adds as much again, and E|g|² = 2^L; a norm,
     log="y",
 )
 @each
-def measure(seed):
+def measure(seed: int) -> tuple[Values, Lines]:
     """A shortcut keeps gradients from vanishing; that it also keeps them from exploding is false without norms.
 
     x ← x + τ W ReLU(x) of width 256, W ~ N(0, 2 / D), gradient of a random direction of unit length in the input, mean
@@ -50,7 +51,7 @@ def measure(seed):
     return values, {name: (DEPTHS, found) for name, found in squares.items()}
 
 
-def square(depth, options):
+def square(depth: int, options: dict[str, Any]) -> float:
     net = perceptrons(depth, WIDTH, "scaled", **options)
     readout = torch.nn.functional.normalize(torch.randn(WIDTH), dim=0)
     return float(input_gradients(lambda x: net(x) @ readout, torch.randn(INPUTS, WIDTH)).square().sum(1).mean())

@@ -1,6 +1,9 @@
 """He's half/half shortcut: nothing changes in post-LN, everything in pre-LN."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 import resformer
 from resformer.theory.claim import Law, Lines, Values, each, register
@@ -26,7 +29,7 @@ SCALE = "a norm after the add takes a common factor out again, so that it fails 
     log="x",
 )
 @each
-def measure(seed):
+def measure(seed: int) -> tuple[Values, Lines]:
     """A shortcut and a branch of ½ each, with which He's deep nets failed, are just the identity shortcut in post-LN.
 
     BERT of 12 layers, width 32, Xavier, float32, random tokens, equal weights: the largest difference of a last state
@@ -59,7 +62,7 @@ def measure(seed):
 
 
 @torch.no_grad()
-def states(seed, words, depth, scheme, placement, **options):
+def states(seed: int, words: Tensor, depth: int, scheme: str, placement: str, **options: Any) -> Tensor:
     torch.manual_seed(seed)
     options |= {"vocab_size": WORDS, "weight_init": "xavier", "heads": 2, "dropout": 0.0}
     model = resformer.build_encoder(depth, WIDTH, scheme, placement=placement, **options)

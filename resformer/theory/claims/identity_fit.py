@@ -1,5 +1,6 @@
 """F = 0 is easy to learn, the identity is hard: blocks that are trained to output their input."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from resformer.diagnostics.identity_fit import identity_fit
@@ -32,7 +33,7 @@ SCALE = (
     axes=("depth L (blocks)", "E|y - x|² / E|x|²"),
     log="x",
 )
-def measure(seeds):
+def measure(seeds: Sequence[int]) -> Measured:
     """A stack of nonlinear layers learns the identity badly, and worse with depth; a residual one only has to bring
     its branches to zero.
 

@@ -1,6 +1,9 @@
 """Rank degeneration: what is left of the dimensions of the tokens, and of the Jacobian, in deep plain nets."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 import resformer
 from resformer.diagnostics.small_nets import perceptrons
@@ -26,7 +29,7 @@ WIDTH, TOKENS, WORDS, INPUTS = 32, 16, 100, 8
     log="x",
 )
 @each
-def measure(seed):
+def measure(seed: int) -> tuple[Values, Lines]:
     """Without shortcuts the tokens of a sentence fall into one direction, and so do the gradients: shortcuts keep rank.
 
     exp of the entropy of the singular values over their sum. Tokens: the last hidden states (16 tokens, width 32) of
@@ -48,19 +51,19 @@ def measure(seed):
 
 
 @torch.no_grad()
-def token_rank(seed, words, depth, scheme):
+def token_rank(seed: int, words: Tensor, depth: int, scheme: str) -> float:
     torch.manual_seed(seed)
     model = resformer.build_encoder(depth, WIDTH, scheme, vocab_size=WORDS, weight_init="xavier", heads=2, dropout=0.0)
     return sum(effective_rank(states) for states in model.eval()(words).last_hidden_state) / len(words)
 
 
-def jacobian_rank(net):
+def jacobian_rank(net: Callable[[Tensor], Tensor]) -> float:
     inputs = torch.randn(INPUTS, WIDTH)
     jacobians = torch.func.vmap(torch.func.jacrev(net))(inputs)
     return sum(effective_rank(one.detach()) for one in jacobians) / INPUTS
 
 
-def effective_rank(matrix):
+def effective_rank(matrix: Tensor) -> float:
     """exp of the entropy of the singular values, taken as shares of their sum; from 1 to the smaller dimension."""
     singular = torch.linalg.svdvals(matrix.double())
     shares = singular / singular.sum()

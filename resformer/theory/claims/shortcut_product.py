@@ -30,7 +30,7 @@ RETURN = (
     axes=("factor of the shortcut λ", "gain of the gradient per sublayer"),
 )
 @each
-def measure(seed):
+def measure(seed: int) -> tuple[Values, Lines]:
     """With x ← λ x + τ F(x) the gradient along the skip path is multiplied by λ at each sublayer, exactly.
 
     Pre-LN Transformer of 24 layers (48 sublayers) and width 64, W_Q = W_K = 0, Xavier, at initialisation; the 48th
@@ -46,7 +46,7 @@ def measure(seed):
     return values, curves
 
 
-def gain(shortcut, branch):
+def gain(shortcut: float, branch: float) -> float:
     net = transformer(LAYERS, WIDTH, "scaled", placement="pre", shortcut=shortcut, branch=branch)
     net.final_norm = torch.nn.Identity()
     x = torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)

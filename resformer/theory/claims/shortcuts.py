@@ -1,13 +1,19 @@
 """He's variants of the shortcut in deep pre-LN nets: which of them train, and in which order."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from scipy.stats import kendalltau
+from torch import Tensor
 
 from resformer.theory.claim import Curve, Law, Measured, register
 from resformer.theory.teacher import Classifier, Examples, train
 
 DEPTH, SIZE, RATES, STEPS, LAST = 24, 1024, (1e-3, 3e-3), 150, 20
-VARIANTS = {  # scheme, options, error of a ResNet-110 on CIFAR-10 in table 1 of the paper, 20 for those that failed
+VARIANTS: dict[
+    str, tuple[str, dict[str, Any], float]
+] = {  # scheme, options, error of a ResNet-110 on CIFAR-10 in table 1 of the paper, 20 for those that failed
     "identity": ("identity", {"placement": "pre"}, 6.61),
     "shortcut gate, b=-6": ("shortcut_gate", {"bias": -6.0}, 6.91),
     "exclusive gate, b=-6": ("exclusive_gate", {"bias": -6.0}, 8.70),
@@ -30,16 +36,16 @@ GATED = (
     "He 2016",
     "He et al. 2016, arXiv:1603.05027, table 1",
     (
-        Law("rank correlation with the paper's errors", 0.6, 0.0, spread=0.1, relation="≥"),
-        Law("½ and ½ less identity: training loss", 0.1, 0.0, spread=0.08, relation="≥"),
-        Law("exclusive gate, b=0 less b=-6: the same", 0.1, 0.0, spread=0.08, relation="≥"),
-        Law("1 x 1 projection less identity: the same", 0.02, 0.0, spread=0.05, relation="≥"),
-        Law("dropout shortcut less identity: the same", 0.4, 0.0, spread=0.02, relation="≥"),
-        Law("exclusive gate, b=-6 less identity", 0.05, 0.02, spread=0.025, relation="≥", popular=GATED),
+        Law("rank correlation with the paper's errors", 0.6, 0.0, spread=0.062, relation="≥"),
+        Law("½ and ½ less identity: training loss", 0.1, 0.0, spread=0.053, relation="≥"),
+        Law("exclusive gate, b=0 less b=-6: the same", 0.07, 0.0, spread=0.057, relation="≥"),
+        Law("1 x 1 projection less identity: the same", 0.02, 0.0, spread=0.03, relation="≥"),
+        Law("dropout shortcut less identity: the same", 0.4, 0.0, spread=0.032, relation="≥"),
+        Law("exclusive gate, b=-6 less identity", 0.05, 0.015, spread=0.025, relation="≥", popular=GATED),
     ),
     axes=("error of the paper's ResNet-110 (%)", "training loss at the end"),
 )
-def measure(seeds):
+def measure(seeds: Sequence[int]) -> Measured:
     """Of all shortcuts the identity trains deep nets best: gates, scaling, dropout and projections hamper them.
 
     Pre-LN perceptrons of 24 sublayers and width 32, 1024 examples of a random teacher, 150 steps of Adam, for each
@@ -64,7 +70,7 @@ def measure(seeds):
     return Measured(values, {"variants": Curve([errors[i] for i in order], found[:, order].tolist())})
 
 
-def best(scheme, options, examples, seeds):
+def best(scheme: str, options: dict[str, Any], examples: Examples, seeds: Sequence[int]) -> Tensor:
     """(S) the final training losses at the rate whose mean over the seeds is lowest."""
     ends = [
         train(lambda: Classifier(DEPTH, scheme, **options), examples, seeds, STEPS, rate)[1][-LAST:].mean(0)

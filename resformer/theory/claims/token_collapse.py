@@ -1,6 +1,9 @@
 """Token collapse: under which schemes, and from which depth on, the tokens of a sentence become one vector."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 import resformer
 from resformer.diagnostics.token_cosine import token_cosine
@@ -8,7 +11,7 @@ from resformer.theory.claim import Law, Lines, Values, each, register
 
 DEPTHS = (2, 4, 16)
 WIDTH, BATCH, TOKENS, WORDS = 32, 4, 16, 100
-SCHEMES = {
+SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("plain", {"placement": "post"}),
     "post-LN": ("post_ln", {}),
     "½ and ½ in pre-LN": ("scaled", {"shortcut": 0.5, "branch": 0.5, "placement": "pre"}),
@@ -36,7 +39,7 @@ ATTENTION = "a shortcut is not enough: post-LN halves it at every norm and colla
     log="x",
 )
 @each
-def measure(seed):
+def measure(seed: int) -> tuple[Values, Lines]:
     """The tokens of a sentence fall into one direction with depth: at once without shortcuts, later in post-LN, slowly
     in pre-LN, and not where branches start weak.
 
@@ -55,7 +58,7 @@ def measure(seed):
     return values, curves
 
 
-def cosine(seed, batch, depth, scheme, options):
+def cosine(seed: int, batch: dict[str, Tensor], depth: int, scheme: str, options: dict[str, Any]) -> float:
     torch.manual_seed(seed)
     model = resformer.build_encoder(
         depth, WIDTH, scheme, vocab_size=WORDS, weight_init="xavier", heads=2, dropout=0.0, **options

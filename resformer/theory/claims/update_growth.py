@@ -1,8 +1,10 @@
 """How much the output moves when the weights do: the law of Admin and DeepNet."""
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
 
 from resformer.diagnostics.small_nets import transformer
 from resformer.theory.claim import Law, Lines, Values, each, exponent, register
@@ -34,7 +36,7 @@ SIGNS = "the theorem is about SGD; Adam's first steps have the same size for all
     log="xy",
 )
 @each
-def measure(seed):
+def measure(seed: int) -> tuple[Values, Lines]:
     """A change of all weights moves the output of a post-LN net in proportion to depth, that of a pre-LN net with its
     logarithm, and that of DeepNorm not more in deep nets than in shallow ones.
 
@@ -57,7 +59,7 @@ def measure(seed):
     return values, curves
 
 
-def changes(layers, scheme):
+def changes(layers: int, scheme: str) -> tuple[float, float, float]:
     """Mean square change by a random change of the weights; root mean square changes by an SGD step and a sign step."""
     net = transformer(layers, WIDTH, scheme)
     x, direction = torch.randn(BATCH, TOKENS, WIDTH), torch.randn(WIDTH) / WIDTH**0.5
@@ -71,11 +73,11 @@ def changes(layers, scheme):
 
 
 @torch.no_grad()
-def moved(net, x, out, weights, step):
+def moved(net: nn.Module, x: Tensor, out: Tensor, weights: Sequence[Tensor], step: Sequence[Tensor]) -> float:
     before = [weight.clone() for weight in weights]
     for weight, change in zip(weights, step, strict=True):
         weight.add_(change)
-    change = float((net(x) - out).square().mean())
+    found = float((net(x) - out).square().mean())
     for weight, was in zip(weights, before, strict=True):
         weight.copy_(was)
-    return change
+    return found

@@ -1,6 +1,9 @@
 """Vanishing gradients as the reason why deep plain nets fail: not so, once there are norms."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from resformer.diagnostics.shattering import gradient_correlation, input_gradients
 from resformer.diagnostics.small_nets import perceptrons
@@ -28,7 +31,7 @@ KEPT = (
     log="y",
 )
 @each
-def measure(seed):
+def measure(seed: int) -> tuple[Values, Lines]:
     """Deep plain nets do not fit because their gradients vanish: false for nets with norms.
 
     The nets of the claim degradation at 48 sublayers, at initialisation: the 48th root of |∂y/∂x_0| / |∂y/∂x_L|, root
@@ -44,7 +47,7 @@ def measure(seed):
     return values, curves
 
 
-def backward(net):
+def backward(net: Any) -> tuple[list[float], Tensor]:
     """Gradient norms in the states that the sublayers are given, from the top down; and the gradients in the inputs."""
     readout, x = torch.randn(WIDTH), torch.randn(INPUTS, WIDTH, requires_grad=True)
     states = []

@@ -1,6 +1,9 @@
 """How the stream grows with depth: linearly in pre-LN, hardly with scaled norms, not at all in post-LN."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from resformer.diagnostics.small_nets import transformer
 from resformer.theory.claim import Law, Lines, Values, each, exponent, register
@@ -23,7 +26,7 @@ LAYERS, WIDTH, BATCH, TOKENS, FIRST = 48, 64, 4, 16, 4
     log="xy",
 )
 @each
-def measure(seed):
+def measure(seed: int) -> tuple[Values, Lines]:
     """The variance of a pre-LN stream grows with depth, so that late branches count for little; norms scaled by 1/√l
     keep it from growing.
 
@@ -41,11 +44,11 @@ def measure(seed):
 
 
 @torch.no_grad()
-def growth(net):
+def growth(net: Any) -> list[float]:
     """The mean square of what each layer is given."""
     squares: list[float] = []
 
-    def read(s):
+    def read(s: Tensor) -> Tensor:
         squares.append(float(s.square().mean()))
         return s
 

@@ -4,7 +4,7 @@ import torch
 
 from resformer.diagnostics.shattering import Line, autocorrelation, brown_noise, line_gradient, white_noise
 from resformer.diagnostics.small_nets import BatchNorm, perceptrons
-from resformer.theory.claim import Law, each, register
+from resformer.theory.claim import Law, Lines, Values, each, register
 
 LAGS, NETS, WIDTH, POINTS = 15, 4, 200, 256
 CASES = {
@@ -32,7 +32,7 @@ CASES = {
     axes=("lag, in steps of the grid", "autocorrelation of df/dx"),
 )
 @each
-def measure(seed):
+def measure(seed: int) -> tuple[Values, Lines]:
     """The gradient of a deep plain net along a line resembles white noise, that of a shallow one or of a residual one
     brown noise.
 
