@@ -399,7 +399,7 @@ def theory(
 
     _quiet()
     outcomes = run_claims(claims or (), workers=workers, done=lambda one: _say(f"{one.claim.name} is measured"))
-    _show(table(outcomes))
+    _show(table(outcomes, explain=bool(claims)))
     if report is not None:
         write_theory(outcomes, report)
         typer.echo(f"report: {report}")

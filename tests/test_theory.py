@@ -25,7 +25,7 @@ from resformer.theory.run import Outcome, run_claim, run_claims
 from resformer.theory.table import number, table
 from resformer.theory.teacher import CHANCE, Classifier, Examples, train
 
-FAST = [name for name, one in claims().items() if one.fast]
+FAST = [name for name, one in claims().items() if one.seconds <= 3]
 SLOW = [name for name in claims() if name not in FAST]
 LAWS = [(name, law) for name, one in claims().items() for law in one.laws]
 
@@ -47,7 +47,7 @@ def resformer(capsys, monkeypatch):
 
 def printed(outcomes) -> str:
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table(outcomes))
+    console.print(table(outcomes, explain=True))
     return console.export_text()
 
 
@@ -204,6 +204,7 @@ def test_the_command(resformer, tmp_path):
     assert code == 0, out + err
     assert all(len(line) <= 80 for line in out.splitlines()[:-1])
     assert "7 predictions of 2 claims" in out
+    assert "Reference: He et al. 2016" in out
     assert "decomposition is measured" in err
     folder = tmp_path / "new" / "report"
     names = {path.name for path in folder.iterdir()}

@@ -81,7 +81,7 @@ class Claim:
     laws: tuple[Law, ...]
     measure: Measure
     seeds: int  # how many the tolerances are for
-    fast: bool  # a few seconds at most: part of the tests
+    seconds: float  # of one processor, about: the longest start first, and those of up to 3 are part of the tests
     axes: tuple[str, str]  # of the plot
     log: str  # which of its axes are logarithmic: "", "x", "y" or "xy"
 
@@ -132,9 +132,9 @@ def register(
     reference: str,
     laws: Sequence[Law],
     *,
+    seconds: float,
+    axes: tuple[str, str],
     seeds: int = 10,
-    fast: bool = False,
-    axes: tuple[str, str] = ("", ""),
     log: str = "",
 ) -> Callable[[Measure], Measure]:
     """Make a measurement known as a claim; a name is given once, and so is a quantity within it."""
@@ -143,7 +143,7 @@ def register(
     assert len(set(quantities)) == len(quantities), quantities
 
     def add(measure: Measure) -> Measure:
-        _CLAIMS[name] = Claim(name, source, reference, tuple(laws), measure, seeds, fast, axes, log)
+        _CLAIMS[name] = Claim(name, source, reference, tuple(laws), measure, seeds, seconds, axes, log)
         return measure
 
     return add

@@ -70,7 +70,7 @@ def _run(names: Sequence[str], workers: int) -> Iterator[tuple[str, Measured, fl
             yield name, *_measure(name, find_claim(name).seeds)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        slowest_first = sorted(names, key=lambda name: find_claim(name).fast)
+        slowest_first = sorted(names, key=lambda name: -find_claim(name).seconds)
         futures = {pool.submit(_measure, name, find_claim(name).seeds): name for name in slowest_first}
         for future in as_completed(futures):
             yield futures[future], *future.result()

@@ -16,8 +16,9 @@ from resformer.theory.run import Outcome
 STYLES = {"holds": "green", "false": "yellow", "FAILS": "bold red", "TRUE?": "bold red"}
 
 
-def table(outcomes: Sequence[Outcome]) -> RenderableType:
-    """claim | source | predicted | measured | tolerance | verdict, and below it why popular claims are false."""
+def table(outcomes: Sequence[Outcome], explain: bool = False) -> RenderableType:
+    """claim | source | predicted | measured | tolerance | verdict, and below it why popular claims are false; with
+    `explain` also what each claim says, how it was measured and where to read it."""
     shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=80)
     shown.add_column("claim")
     shown.add_column("source", width=13)
@@ -50,11 +51,21 @@ def table(outcomes: Sequence[Outcome]) -> RenderableType:
         + (f"{surprises} are not as expected." if surprises else "All are as expected.")
     )
     parts: list[RenderableType] = [shown, Text()]
+    if explain:
+        for outcome in outcomes:
+            parts += [Text(outcome.claim.name, style="bold")]
+            parts += [Padding(Text(_flowing(outcome.claim.statement)), (0, 0, 0, 2))]
+            parts += [Padding(Text(f"Reference: {outcome.claim.reference}"), (0, 0, 1, 2))]
     if notes:
         parts += [Text("False or conditional, though often claimed:", style="bold")]
         parts += [Padding(note, (0, 0, 0, 2)) for note in notes]
         parts += [Text()]
     return Group(*parts, Text(closing))
+
+
+def _flowing(text: str) -> str:
+    """Paragraphs without the line breaks of the source."""
+    return "\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def measured(verdict: Verdict) -> str:

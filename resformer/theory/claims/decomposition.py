@@ -25,7 +25,7 @@ RESCALED = (
         Law("post-LN: |x_L - x_0 - Σ F| / |x_L|", 0.0, 0.1, spread=0.22, popular=RESCALED),
         Law("post-LN, frozen norms: the same", 0.0, 1e-5, spread=7e-9),
     ),
-    fast=True,
+    seconds=0.3,
     axes=("branch", "share of the output along its own direction"),
 )
 @each

@@ -24,7 +24,7 @@ NORMS = "without norms each branch adds as much again, and E|g|² = 2^L; a norm,
         Law("no norm, branches 1/√L: E|g|² at L=16", math.e, 0.25, spread=0.19, relation="≤"),
         Law("pre-LN: log2 of E|g|² per sublayer", 0.0, 0.03, spread=0.014),
     ),
-    fast=True,
+    seconds=1,
     axes=("depth L (sublayers)", "squared norm of the gradient"),
     log="y",
 )

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from resformer.diagnostics.small_nets import transformer
 from resformer.theory.claim import Law, Lines, Values, each, exponent, register, slope
@@ -28,7 +29,7 @@ SUMMED = "tokens grow alike with depth, so that their gradients add up: the lemm
         Law("pre-LN: exponent of L", -0.4, 0.1, spread=0.037, popular=FASTER),
         Law("post-LN, summed gradient: exponent of L", 0.0, 0.04, spread=0.059, popular=SUMMED),
     ),
-    fast=True,
+    seconds=3,
     axes=("depth L (layers)", "gradient of the last feed-forward, of one token"),
     log="xy",
 )
@@ -63,7 +64,6 @@ def gradients(layers: int, scheme: str) -> tuple[float, float, float]:
     net: Any = transformer(layers, WIDTH, scheme)
     seen: dict[str, Any] = {}
     last = net.sublayers[-1]
-    # of a token, the gradient of a matrix is the outer product of what came in and the gradient of what went out
     last.down.register_forward_hook(lambda _, given, out: seen.update(given=given[0].detach(), out=out))
     norm = net.norms[-1]["post"] if "post" in net.norms[-1] else net.final_norm  # noqa: SIM401
     norm.register_forward_pre_hook(lambda _, given: seen.update(stream=given[0].detach()))
@@ -71,5 +71,11 @@ def gradients(layers: int, scheme: str) -> tuple[float, float, float]:
     out = net(x)
     (delta,) = torch.autograd.grad((out * torch.randn_like(out)).sum() / WIDTH**0.5, seen["out"], retain_graph=True)
     (whole,) = torch.autograd.grad((out @ torch.randn(WIDTH)).sum() / WIDTH**0.5, last.down.weight)
-    by_token = seen["given"].square().sum(-1) * delta.square().sum(-1)
+    by_token = token_norms(seen["given"], delta).square()
     return float(by_token.mean().sqrt()), float(whole.norm()), float(seen["stream"].square().mean())
+
+
+def token_norms(given: Tensor, delta: Tensor) -> Tensor:
+    """(... D), (... D) -> (...), the norm of each token's own gradient of a matrix, which is the outer product of what
+    came in and the gradient of what went out."""
+    return given.norm(dim=-1) * delta.norm(dim=-1)

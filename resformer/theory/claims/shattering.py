@@ -35,6 +35,7 @@ STEP = "LayerNorm does not centre over the batch: gradients keep more in common,
         Law("residual + LN, β=1: exponent of L", -0.5, 0.1, spread=0.019, popular=STEP),
         Law("plain + LN, L=8: 2^-L", 2.0**-8, 0.02, spread=0.013, popular=UNCENTRED),
     ),
+    seconds=6,
     axes=("depth L (sublayers)", "correlation of the gradients of two inputs"),
     log="x",
 )

@@ -26,7 +26,7 @@ RETURN = (
         Law("λ=0.5, pre-LN: gain per sublayer", 0.5, 0.1, spread=0.017, popular=RETURN),
     ),
     seeds=5,  # which hardly differ
-    fast=True,
+    seconds=2,
     axes=("factor of the shortcut λ", "gain of the gradient per sublayer"),
 )
 @each

@@ -32,6 +32,7 @@ SIGNS = "the theorem is about SGD; Adam's first steps have the same size for all
         Law("DeepNorm, sign step: exponent of L", 0.0, 0.2, spread=0.02, popular=SIGNS),
     ),
     seeds=20,  # a sum over the layers of a few directions varies much from net to net
+    seconds=8,
     axes=("depth L (layers)", "change of the output"),
     log="xy",
 )

@@ -26,7 +26,7 @@ KEPT = (
         Law("residual: gradient kept per sublayer", 1.0, 0.06, spread=0.004),
         Law("residual: correlation between inputs", 0.12, 0.0, spread=0.047, relation="≥"),
     ),
-    fast=True,
+    seconds=0.5,
     axes=("sublayers passed", "gradient norm over that at the top"),
     log="y",
 )

@@ -21,7 +21,7 @@ LAYERS, WIDTH, BATCH, TOKENS, FIRST = 48, 64, 4, 16, 4
         Law("post-LN: exponent of the layer", 0.0, 0.05, spread=1.9e-7),
         Law("pre-LN over ln_scaling, after layer 48", 4.0, 0.0, spread=2.3, relation="≥"),
     ),
-    fast=True,
+    seconds=1,
     axes=("layer", "mean square of the stream"),
     log="xy",
 )
