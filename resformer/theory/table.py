@@ -39,12 +39,12 @@ def table(outcomes: Sequence[Outcome], explain: bool = False) -> RenderableType:
                 Text(verdict.word, style=STYLES[verdict.word]),
             )
     verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts]
-    notes = [
-        Text(f"{outcome.claim.name}, {verdict.law.quantity}: {verdict.law.popular}")
-        for outcome in outcomes
-        for verdict in outcome.verdicts
-        if verdict.law.popular
-    ]
+    reasons: dict[tuple[str, str], list[str]] = {}  # one may explain several rows of a claim
+    for outcome in outcomes:
+        for law in outcome.claim.laws:
+            if law.popular:
+                reasons.setdefault((outcome.claim.name, law.popular), []).append(law.quantity)
+    notes = [Text(f"{name}, {'; '.join(rows)}: {reason}") for (name, reason), rows in reasons.items()]
     surprises = sum(not verdict.expected for verdict in verdicts)
     closing = (
         f"{len(verdicts)} predictions of {len(outcomes)} claims; means over seeds ± their standard deviation. "

@@ -26,6 +26,7 @@ SCALE = "a norm after the add takes a common factor out again, so that it fails 
         Law("post-LN, ½ and ½: it changes the net", 1.0, 0.5, spread=0, popular=SCALE),
     ),
     seconds=6,
+    seconds=6,
     axes=("depth L (layers)", "largest |Δ| of the last states"),
     log="x",
 )

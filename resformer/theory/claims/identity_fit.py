@@ -31,6 +31,7 @@ SCALE = (
         Law("residual, L=16: error", 0.1, 0.1, spread=0.14, relation="≤", popular=SCALE),
     ),
     seconds=11,
+    seconds=11,
     axes=("depth L (blocks)", "E|y - x|² / E|x|²"),
     log="x",
 )

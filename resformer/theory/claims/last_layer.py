@@ -18,7 +18,7 @@ SUMMED = "tokens grow alike with depth, so that their gradients add up: the lemm
 @register(
     "last_layer",
     "Xiong 2020",
-    "Xiong et al. 2020, arXiv:2002.04745, theorem 1 and lemma 2; DeepNorm: derived from β/α of arXiv:2203.00555",
+    "Xiong et al. 2020, arXiv:2002.04745; DeepNorm: derived from β/α of arXiv:2203.00555",
     (
         Law("post-LN: exponent of L", 0.0, 0.04, spread=0.032),
         Law("pre-LN: exponent of |x_L|²", -0.5, 0.05, spread=0.033),
@@ -29,6 +29,7 @@ SUMMED = "tokens grow alike with depth, so that their gradients add up: the lemm
         Law("pre-LN: exponent of L", -0.4, 0.1, spread=0.037, popular=FASTER),
         Law("post-LN, summed gradient: exponent of L", 0.0, 0.04, spread=0.059, popular=SUMMED),
     ),
+    seconds=3,
     seconds=3,
     axes=("depth L (layers)", "gradient of the last feed-forward, of one token"),
     log="xy",

@@ -20,7 +20,7 @@ SIGNS = "the theorem is about SGD; Adam's first steps have the same size for all
 @register(
     "update_growth",
     "Liu, Wang",
-    "Liu et al. 2020 (Admin), arXiv:2004.08249, theorem 2; Wang et al. 2022 (DeepNet), arXiv:2203.00555, theorem 3",
+    "Liu et al. 2020 (Admin), arXiv:2004.08249; Wang et al. 2022 (DeepNet), arXiv:2203.00555",
     (
         Law("post-LN, random change: exponent of L", 1.0, 0.6, spread=0.44),
         Law("post-LN less pre-LN, random: exponent", 0.4, 0.0, spread=0.45, relation="≥"),
@@ -32,6 +32,7 @@ SIGNS = "the theorem is about SGD; Adam's first steps have the same size for all
         Law("DeepNorm, sign step: exponent of L", 0.0, 0.2, spread=0.02, popular=SIGNS),
     ),
     seeds=20,  # a sum over the layers of a few directions varies much from net to net
+    seconds=8,
     seconds=8,
     axes=("depth L (layers)", "change of the output"),
     log="xy",

@@ -19,7 +19,7 @@ CASES = {
 @register(
     "white_noise",
     "Balduzzi 2017",
-    "Balduzzi et al. 2017, arXiv:1702.08591, figures 1 and 2",
+    "Balduzzi et al. 2017, arXiv:1702.08591",
     (
         Law("white noise", 0.0, 0.03, spread=0.023),
         Law("plain, L=24", 0.0, 0.05, spread=0.039),
@@ -29,6 +29,7 @@ CASES = {
         Law("residual, β=0.1, L=24", 0.9, 0.05, spread=0.028, relation="≥"),
         Law("brown noise", 0.9, 0.05, spread=0.025, relation="≥"),
     ),
+    seconds=4,
     seconds=4,
     axes=("lag, in steps of the grid", "autocorrelation of df/dx"),
 )
