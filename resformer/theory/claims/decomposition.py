@@ -26,7 +26,6 @@ RESCALED = (
         Law("post-LN, frozen norms: the same", 0.0, 1e-5, spread=7e-9),
     ),
     seconds=0.3,
-    seconds=0.3,
     axes=("branch", "share of the output along its own direction"),
 )
 @each

@@ -25,7 +25,6 @@ PLAIN = "plain nets get better with depth up to some 8 sublayers here; what fail
         Law("plain, L=8 less L=2: depth harms", 0.05, 0.05, spread=0.037, relation="≥", popular=PLAIN),
     ),
     seconds=35,
-    seconds=35,
     axes=("depth L (sublayers)", "training loss at the end"),
     log="x",
 )

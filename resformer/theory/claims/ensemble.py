@@ -30,7 +30,6 @@ FEW = "the paper's share is of a ResNet of 54 blocks; a net of 16 blocks has few
         Law("residual: share of paths that count", 0.0045, 0.1, spread=0.054, popular=FEW),
     ),
     seconds=8,
-    seconds=8,
     axes=("blocks deleted", "accuracy"),
 )
 def measure(seeds: Sequence[int]) -> Measured:

@@ -25,7 +25,6 @@ NORMS = "without norms each branch adds as much again, and E|g|² = 2^L; a norm,
         Law("pre-LN: log2 of E|g|² per sublayer", 0.0, 0.03, spread=0.014),
     ),
     seconds=1,
-    seconds=1,
     axes=("depth L (sublayers)", "squared norm of the gradient"),
     log="y",
 )

@@ -21,8 +21,7 @@ LEVEL = "in pre-LN a fresh deep net trains as well: growing saves steps of the d
         Law("grown and trained on, less before", -0.05, 0.0, spread=0.061, relation="≤"),
         Law("grown less fresh, equal steps", -0.1, 0.05, spread=0.079, relation="≤", popular=LEVEL),
     ),
-    seconds=22,
-    seconds=22,
+    seconds=20,
     axes=("step", "training loss"),
 )
 @each

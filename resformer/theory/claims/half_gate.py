@@ -25,8 +25,7 @@ SCALE = "a norm after the add takes a common factor out again, so that it fails 
         Law("pre-LN, ½ and ½: the same", 1.0, 0.0, spread=0.58, relation="≥"),
         Law("post-LN, ½ and ½: it changes the net", 1.0, 0.5, spread=0, popular=SCALE),
     ),
-    seconds=6,
-    seconds=6,
+    seconds=7,
     axes=("depth L (layers)", "largest |Δ| of the last states"),
     log="x",
 )

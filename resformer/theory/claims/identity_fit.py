@@ -30,8 +30,7 @@ SCALE = (
         Law("residual, branches 1/√L, L=16: error", 0.03, 0.0, spread=0.00092, relation="≤"),
         Law("residual, L=16: error", 0.1, 0.1, spread=0.14, relation="≤", popular=SCALE),
     ),
-    seconds=11,
-    seconds=11,
+    seconds=12,
     axes=("depth L (blocks)", "E|y - x|² / E|x|²"),
     log="x",
 )

@@ -30,7 +30,6 @@ SUMMED = "tokens grow alike with depth, so that their gradients add up: the lemm
         Law("post-LN, summed gradient: exponent of L", 0.0, 0.04, spread=0.059, popular=SUMMED),
     ),
     seconds=3,
-    seconds=3,
     axes=("depth L (layers)", "gradient of the last feed-forward, of one token"),
     log="xy",
 )

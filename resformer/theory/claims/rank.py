@@ -25,8 +25,7 @@ WIDTH, TOKENS, WORDS, INPUTS = 32, 16, 100, 8
         Law("Jacobian, plain, L=24: effective rank", 4.0, 0.0, spread=0.24, relation="≤"),
         Law("Jacobian, residual, L=24: effective rank", 12.0, 0.0, spread=0.81, relation="≥"),
     ),
-    seconds=4,
-    seconds=4,
+    seconds=5,
     axes=("depth L", "effective rank"),
     log="x",
 )

@@ -27,7 +27,6 @@ RETURN = (
     ),
     seeds=5,  # which hardly differ
     seconds=2,
-    seconds=2,
     axes=("factor of the shortcut λ", "gain of the gradient per sublayer"),
 )
 @each

@@ -43,7 +43,6 @@ GATED = (
         Law("exclusive gate, b=-6 less identity", 0.05, 0.015, spread=0.025, relation="≥", popular=GATED),
     ),
     seconds=75,
-    seconds=75,
     axes=("error of the paper's ResNet-110 (%)", "training loss at the end"),
 )
 def measure(seeds: Sequence[int]) -> Measured:

@@ -35,8 +35,7 @@ ATTENTION = "a shortcut is not enough: post-LN halves it at every norm and colla
         Law("ReZero, L=16", 0.2, 0.0, spread=0.027, relation="≤"),
         Law("post-LN, L=16: a shortcut prevents it", 0.5, 0.3, spread=0.00043, relation="≤", popular=ATTENTION),
     ),
-    seconds=9,
-    seconds=9,
+    seconds=10,
     axes=("depth L (layers)", "mean cosine between tokens"),
     log="x",
 )

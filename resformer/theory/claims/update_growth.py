@@ -33,7 +33,6 @@ SIGNS = "the theorem is about SGD; Adam's first steps have the same size for all
     ),
     seeds=20,  # a sum over the layers of a few directions varies much from net to net
     seconds=8,
-    seconds=8,
     axes=("depth L (layers)", "change of the output"),
     log="xy",
 )

@@ -27,7 +27,6 @@ KEPT = (
         Law("residual: correlation between inputs", 0.12, 0.0, spread=0.047, relation="≥"),
     ),
     seconds=0.5,
-    seconds=0.5,
     axes=("sublayers passed", "gradient norm over that at the top"),
     log="y",
 )

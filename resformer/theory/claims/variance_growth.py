@@ -22,7 +22,6 @@ LAYERS, WIDTH, BATCH, TOKENS, FIRST = 48, 64, 4, 16, 4
         Law("pre-LN over ln_scaling, after layer 48", 4.0, 0.0, spread=2.3, relation="≥"),
     ),
     seconds=1,
-    seconds=1,
     axes=("layer", "mean square of the stream"),
     log="xy",
 )

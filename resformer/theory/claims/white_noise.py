@@ -29,8 +29,7 @@ CASES = {
         Law("residual, β=0.1, L=24", 0.9, 0.05, spread=0.028, relation="≥"),
         Law("brown noise", 0.9, 0.05, spread=0.025, relation="≥"),
     ),
-    seconds=4,
-    seconds=4,
+    seconds=5,
     axes=("lag, in steps of the grid", "autocorrelation of df/dx"),
 )
 @each
