@@ -179,7 +179,7 @@ def test_names_and_numbers_are_checked():
     with pytest.raises(ValueError, match="workers must be a whole number of at least 1, got -1"):
         run_claims(["decomposition"], workers=-1)
     with pytest.raises(AssertionError):
-        registry.register("decomposition", "", "", [])
+        registry.register("decomposition", "", "", [], seconds=1, axes=("", ""))
 
 
 @pytest.mark.parametrize(
