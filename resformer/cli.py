@@ -481,6 +481,27 @@ def diagnose(
         typer.echo(f"\nsaved: {output}")
 
 
+@app.command()
+def theory(
+    claims: Annotated[list[str] | None, typer.Argument(help="Only these. [default: all]", show_default=False)] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for plots, JSON and CSV.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes at a time. [default: one a core]")] = None,
+) -> None:
+    """Reproduce what is claimed of residual connections, and say what holds: predicted against measured."""
+    from resformer.theory.report import write_theory
+    from resformer.theory.run import run_claims
+    from resformer.theory.table import table
+
+    _quiet()
+    outcomes = run_claims(claims or (), workers=workers, done=lambda one: _say(f"{one.claim.name} is measured"))
+    _show(table(outcomes, explain=bool(claims)))
+    if report is not None:
+        write_theory(outcomes, report)
+        typer.echo(f"report: {report}")
+    if not all(outcome.expected for outcome in outcomes):
+        raise typer.Exit(1)
+
+
 def spread(arguments: list[str]) -> list[str]:
     """`--depths 2 8 32` as `--depths 2 --depths 8 --depths 32`, which is the only form that click reads."""
     result: list[str] = []

@@ -28,6 +28,7 @@ ORDER = [
     {"options", "spelling", "configfile"},
     {"optim", "data", "testing"},
     {"train", "diagnostics", "support"},
+    {"theory"},
     {"description"},
     {"study", "listing", "diagnosing"},
     {"cli"},
