@@ -107,7 +107,7 @@ def compare(settings: Sequence[Setting], declared: str) -> list[Comparison]:
 def _withheld(setting: Setting, arm: str, depth: int, gap: Estimate | None, endpoint: str) -> bool:
     """Whether no word is given on a difference, whatever its p-value: where the better of the two has not learned, and
     where runs failed among fewer than 6 pairs. Failures make two heaps of a scheme's runs, and all of a few in one heap
-    look like a difference without spread: at 3 pairs and a failure in 5 runs, 14 % of studies of pure noise had one."""
+    look like a difference without spread."""
     if gap is None:
         return False
     own, base = setting.cells[arm, depth], setting.cells[str(setting.baseline), depth]
