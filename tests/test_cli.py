@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from resformer import cli
-from resformer.cli import spread
+from resformer.cli import speaking, spread
+from resformer.cli.training import COMPILING
 
 
 @pytest.fixture
@@ -285,8 +286,8 @@ def test_wrong_input_is_one_clear_message(resformer, checkpoint, tmp_path, monke
 def test_of_several_processes_one_tells_what_is_wrong(resformer, monkeypatch):
     """The launcher ends those that wait when the first fails; what the first does not meet is told nevertheless."""
     waits = []
-    monkeypatch.setattr(cli.time, "sleep", waits.append)
-    for rank, waited in (("0", []), ("1", [cli.WAIT])):
+    monkeypatch.setattr(speaking.time, "sleep", waits.append)
+    for rank, waited in (("0", []), ("1", [speaking.WAIT])):
         monkeypatch.setenv("LOCAL_RANK", rank)
         code, text = resformer("data", "sentimnt", "--output", "x")
         assert (code, waits) == (2, waited)
@@ -308,7 +309,7 @@ def test_processes_part_at_the_end(resformer, tmp_path):
 def test_compiling_is_said(resformer, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.compile", lambda model, dynamic: model)
     common = ("finetune", "--model", checkpoint, "--task", "agreement", "--train-size", 20, "--steps", 1, "--dry-run")
-    assert cli.COMPILING in " ".join(resformer(*common, "--compile", "--output", tmp_path / "a")[1].split())
+    assert COMPILING in " ".join(resformer(*common, "--compile", "--output", tmp_path / "a")[1].split())
     assert "compile" not in resformer(*common, "--output", tmp_path / "a")[1]
 
 

@@ -165,7 +165,7 @@ def test_compare(monkeypatch, tmp_path):
     )
     tally = SimpleNamespace(finished=0, skipped=0, elsewhere=0, waiting=0, failed={})
     monkeypatch.setattr("resformer.study.execute.execute", lambda study, *_, **__: studies.append(study) or tally)
-    monkeypatch.setattr(cli, "report", lambda output: None)
+    monkeypatch.setattr("resformer.cli.studies.report", lambda output: None)
     given = ("--depths", 4, 3, "--seeds", 2, "--output", tmp_path / "out")
     assert run("compare", path, *given) == 0
     (study,) = studies

@@ -120,7 +120,7 @@ def test_weight_initialisations_are_settings_and_learning_rates_are_not(tmp_path
         {"weight_init": "xavier"},
     ]
     first = document["settings"][0]
-    assert first["where"].startswith("At the learning rate chosen for each cell (1e-3 to 0.01)")
+    assert first["where"].startswith("At the learning rate of each cell (1e-3 to 0.01)")
     assert [grid["chosen"] for grid in first["learning_rates"]] == [1e-2, 1e-2, 1e-3, 1e-3]
     assert document["across"] == []  # initialisations are not tasks
 

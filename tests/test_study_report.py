@@ -91,7 +91,7 @@ def test_the_main_table_has_a_row_for_each_cell_with_its_numbers(written):
     ) in rows
     assert any(row.startswith("rezero 24 0.753 ± 0.546") and "1/3 (6 to 79%)" in row for row in rows)
     assert any(row.startswith("pre_ln 6 0.810 ± 0.025 the baseline 0/3") for row in rows)
-    assert "rezero +0.035 ± 0.022 3 depth 12" in rows
+    assert "rezero +0.035 ± 0.022 3 none found" in rows
     assert not any(row.startswith("static_mix control 24") and "agreement" in row for row in rows)
 
 

@@ -1,12 +1,15 @@
 """The statistics of a report, on a study whose numbers are worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from study_folders import FULL, diverged, ended, full, study, told, write_study
 
+from resformer.study import summary
 from resformer.study.document import study_document
 from resformer.study.plan import arm
+from resformer.study.results import Result
 from resformer.study.speed import loss_at
 from resformer.study.summary import chance
 
@@ -89,7 +92,9 @@ def test_depth_and_scheme(document):
     assert found["slope"]["mean"] == pytest.approx(0.035)
     half = 4.302653 * math.sqrt(0.00015 / 2) / math.sqrt(3)
     assert found["slope"]["high"] - found["slope"]["mean"] == pytest.approx(half, rel=1e-6)
-    assert (found["resolved_from"], found["found"]) == (12, "depth 12")
+    # Over three arms the intervals are at 1 - 0.05 / 3: t_{0.99167, 2} = 7.65, so half of it is 0.117 at depth 24
+    # around 0.09, and 0.044 at depth 12 around 0.05: nothing is resolved from there on at every greater depth.
+    assert (found["resolved_from"], found["found"]) == (None, "none found")
     assert one(sentiment, arm="rezero")["found"] == "none found"  # the interval at depth 24 is wide
 
 
@@ -231,8 +236,6 @@ def test_below_three_seeds_there_is_no_interval_and_no_test(tmp_path):
     ],
 )
 def test_what_a_constant_guess_gets(task, majority, score, loss, tmp_path):
-    from resformer.study.results import Result
-
     name = "majority_matched" if task == "mnli" else "majority"
     found = chance(task, [Result(tmp_path, {}, "ok", metrics={name: majority})])
     assert (found.score, found.loss) == (pytest.approx(score), loss if loss is None else pytest.approx(loss))
@@ -248,3 +251,47 @@ def test_the_arms_of_the_study(document):
     assert {arm(run) for setting in document["settings"] for run in setting["runs"]} == {
         a["name"] for a in document["arms"]
     }
+
+
+def test_the_better_side_must_have_learned(tmp_path):
+    """Diverged runs count as a constant guess, which is a little better than nets that are stuck."""
+
+    def outcome(run):
+        if run.condition.scheme == "rezero":
+            return {"status": "diverged", "score": None, "train_loss": None}
+        return ended(run, 0.5, 0.694 + 0.0002 * (run.seed % 2))
+
+    planned = study(("pre_ln", "rezero"), (8,), 6, endpoint="train_loss")
+    (setting,) = study_document(write_study(tmp_path / "runs", planned, outcome=outcome))["settings"]
+    (test,) = [test for test in setting["comparisons"] if test["primary"]]
+    assert test["adjusted"] < 0.05
+    assert test["verdict"] is None
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(3, None), (6, "worse")])
+def test_failures_of_few_pairs_are_no_verdict(tmp_path, seeds, verdict):
+    planned = study(("pre_ln", "rezero"), (8,), seeds, endpoint="train_loss")
+
+    def outcome(run):
+        stuck = run.condition.scheme == "rezero"
+        return ended(run, 0.5 if stuck else 0.8, 0.693 if stuck else 0.3 + 0.01 * run.seed)
+
+    document = study_document(write_study(tmp_path / "runs", planned, outcome=outcome))
+    (test,) = [test for test in document["settings"][0]["comparisons"] if test["primary"]]
+    assert test["adjusted"] < 0.05
+    assert test["verdict"] == verdict
+    assert any("is given no verdict" in caveat for caveat in document["caveats"]) == (verdict is None)
+
+
+def test_a_constant_answer_has_not_learned(tmp_path):
+    stuck = Result(tmp_path, {}, "ok", 0.5, 0.6, flags=["constant_prediction"])
+    assert summary.outcome(stuck, 0.68) == "chance"
+    assert summary.outcome(replace(stuck, flags=[]), 0.68) == "learned"
+
+
+def test_chance_is_that_of_the_training_data(tmp_path):
+    shares = {"class_shares": [0.2956, 0.7044]}  # of CoLA; of its validation split 0.309
+    found = chance("cola", [Result(tmp_path, {}, "ok", metrics={"majority": 0.691}, diagnostics=shares)])
+    assert found.loss == pytest.approx(-0.2956 * math.log(0.2956) - 0.7044 * math.log(0.7044))
+    assert found.threshold == pytest.approx(0.595, abs=6e-3)
+    assert found.score == 0.0

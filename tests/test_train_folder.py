@@ -7,18 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from training_fakes import tiny_data
-from training_runs import assert_same, stopped, train, weights
+from training_runs import assert_same, stopped, train, weights, whole_run
 
 from resformer.train import sitting
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
-    torch.set_num_threads(1)
-    output = tmp_path_factory.mktemp("runs") / "whole"
-    train(output)
-    return output
+    return whole_run(tmp_path_factory)
 
 
 def test_overwriting_leaves_what_is_not_of_the_run(tmp_path):

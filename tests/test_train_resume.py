@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from training_runs import assert_same, log, stopped, train
+from training_runs import assert_same, log, stopped, train, whole_run
 
 from resformer.train import checkpoints, sitting
 from resformer.train.folder import go_on_from
@@ -13,11 +13,7 @@ from resformer.train.folder import go_on_from
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
-    torch.set_num_threads(1)
-    output = tmp_path_factory.mktemp("runs") / "whole"
-    train(output)
-    return output
+    return whole_run(tmp_path_factory)
 
 
 @pytest.mark.parametrize("at", ["before the rename", "in the file", "between"])

@@ -10,7 +10,7 @@ import torch
 from accelerate.tracking import GeneralTracker, register_tracker_class
 from rich.console import Console
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
-from training_runs import SETTINGS, log, train
+from training_runs import SETTINGS, log, train, whole_run
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import resformer
@@ -22,11 +22,7 @@ from resformer.train.settings import Settings
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
-    torch.set_num_threads(1)
-    output = tmp_path_factory.mktemp("runs") / "whole"
-    train(output)
-    return output
+    return whole_run(tmp_path_factory)
 
 
 def test_a_rehearsal_of_a_loss_that_is_no_number(tmp_path):

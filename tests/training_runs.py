@@ -5,6 +5,7 @@ import os
 import signal
 from contextlib import contextmanager
 
+import torch
 from training_fakes import TASK, tiny_bert, tiny_data, tiny_tokenizer
 
 import resformer
@@ -24,6 +25,14 @@ def train(output, *, scheme="rezero", dropout=0.1, resume="auto", overwrite=Fals
     return finetune(
         model, tiny_tokenizer(), TASK, data or tiny_data(), output, Settings(**(SETTINGS | changes)), **options
     )
+
+
+def whole_run(factory):
+    """The folder of a run that nothing interrupted."""
+    torch.set_num_threads(1)
+    output = factory.mktemp("runs") / "whole"
+    train(output)
+    return output
 
 
 def log(output, name="train.jsonl"):

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from resformer.study.comparisons import mean_of
+from resformer.study.comparisons import LEVEL, compare, mean_of
 from resformer.study.findings import title
 from resformer.study.rates import Grid
 from resformer.study.reading import Reading
 from resformer.study.results import HALVED
-from resformer.study.stats import FEWEST
+from resformer.study.stats import FEWEST, FEWEST_FOR_STARS, detectable
 from resformer.study.summary import Setting, outcome, tied
 from resformer.study.words import counted, joined, number
 
@@ -18,8 +18,16 @@ def caveats(settings: Sequence[Setting], reading: Reading, tried: Sequence[Seque
     """All that hold, the gravest first. `tried`: the grids of learning rates of each setting."""
     if not any(run.finished for run in reading.runs):
         return ["No run has finished: there is nothing to conclude yet."]
-    parts = (_seeds(settings), _coverage(reading), _breadth(settings, reading), _rates(settings, tried),
-             _failures(settings, reading), _fairness(settings, reading), _provenance(reading))  # fmt: skip
+    parts = (
+        _seeds(settings),
+        _tests(settings, reading),
+        _coverage(reading),
+        _breadth(settings, reading),
+        _rates(settings, tried),
+        _failures(settings, reading),
+        _fairness(settings, reading),
+        _provenance(reading),
+    )
     return [text for part in parts for text in part]
 
 
@@ -36,8 +44,28 @@ def _seeds(settings: Sequence[Setting]) -> Iterator[str]:
             "Intervals are 95% Student-t, one cell or difference at a time; p-values are corrected for the number of "
             "tests where they are called adjusted, and only those are meant to decide anything."
         )
-        if max(counts) < 6:
+        if max(counts) < FEWEST_FOR_STARS:
             yield f"At most {counted(max(counts), 'seed')} a cell: an interval from so few leans on normal seed noise."
+
+
+def _tests(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
+    tests = [test for test in compare(settings, reading.study.endpoint) if test.primary]
+    withheld = sum(test.significant and test.withheld for test in tests)
+    if withheld:
+        yield (
+            f"{counted(withheld, 'declared comparison')} with a small p-value {'is' if withheld == 1 else 'are'} given "
+            f"no verdict: the better side did not learn, or runs failed among fewer than {FEWEST_FOR_STARS} pairs, "
+            "which a t test takes for no spread. See the failure rates."
+        )
+    pairs = [test.gap.n for test in tests if test.gap is not None and test.gap.n >= FEWEST]
+    if len(tests) > 1 and pairs:
+        n = min(pairs)
+        alone, together = detectable(1.0, n), detectable(1.0, n, alpha=LEVEL / len(tests))
+        if alone and together:
+            yield (
+                f"Detectable sizes are those of one test. The first of {len(tests)} declared ones to pass Holm's "
+                f"correction needs a difference {together / alone:.1f} times as large at {n} pairs."
+            )
 
 
 def _coverage(reading: Reading) -> Iterator[str]:
@@ -63,6 +91,12 @@ def _breadth(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
         values = sorted({str(number(run.config[key])) for run in finished if key in run.config})
         if len(values) == 1 and not (key == "learning_rate" and reading.choices):
             yield f"One {what} ({values[0]}): with another one the outcome can differ."
+    mixed = [s.task for s in settings if len({r.config["learning_rate"] for r in s.finished}) > 1]
+    if mixed and any(len(study.learning_rates) == 1 for study in reading.studies):
+        yield (
+            f"On {joined(dict.fromkeys(mixed))} arms were run at different learning rates that were given, not chosen "
+            "for each: a difference can come from that."
+        )
     if not any(setting.controls for setting in settings):
         yield "No negative control was planned: a gain may come from more parameters alone."
     elif missing := [s for s in settings if not any(s.cells[c, d].finished for c in s.controls for d in s.depths)]:
@@ -166,7 +200,18 @@ def _fairness(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
 
 def _provenance(reading: Reading) -> Iterator[str]:
     finished = [run for run in reading.runs if run.finished]
-    for key in ("git", "torch", "transformers", "platform", "device"):
+    finished += [run for run in (*reading.tuning, *reading.encoders) if run.finished]
+    for key in (
+        "resformer",
+        "git",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "scikit-learn",
+        "numpy",
+        "platform",
+        "device",
+    ):
         if len({run.provenance.get(key) for run in finished}) > 1:
             yield f"The runs were not all made with the same {key} (see provenance)."
     if any(run.provenance.get("dirty") for run in finished):

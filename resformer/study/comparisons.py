@@ -8,8 +8,8 @@ from resformer.study.interaction import resolved_from, slope_difference
 from resformer.study.multiplicity import benjamini_hochberg, holm
 from resformer.study.plan import ENDPOINTS
 from resformer.study.results import HALVED
-from resformer.study.stats import FEWEST, Estimate, comparison, detectable, estimate, stars
-from resformer.study.summary import SIGN, Cell, Setting
+from resformer.study.stats import FEWEST, FEWEST_FOR_STARS, Estimate, comparison, detectable, estimate, stars
+from resformer.study.summary import FAILING, SIGN, Cell, Setting
 
 LEVEL = 0.05
 
@@ -26,6 +26,7 @@ class Comparison:
     gap: Estimate | None  # None: no seed has both
     p: float | None  # of the paired t test; None where there is none
     unequal: int  # pairs of which a run had to take its batches in smaller pieces
+    withheld: bool  # a small p-value would not be believed: see `_withheld`
     adjusted: float | None  # Holm's over the declared endpoint's tests, Benjamini and Hochberg's over the others
 
     @property
@@ -44,9 +45,13 @@ class Comparison:
         return stars(self.adjusted, self.gap.n) if self.gap else ""
 
     @property
+    def significant(self) -> bool:
+        return self.adjusted is not None and self.adjusted < LEVEL
+
+    @property
     def verdict(self) -> str | None:
-        """ "better" or "worse" where the adjusted p-value is below 0.05."""
-        if self.gap is None or self.adjusted is None or self.adjusted >= LEVEL:
+        """ "better" or "worse" where the adjusted p-value is below 0.05 and is to be believed."""
+        if not self.significant or self.withheld or self.gap is None:
             return None
         return "better" if self.gap.mean * SIGN[self.endpoint] > 0 else "worse"
 
@@ -57,7 +62,7 @@ class Interaction:
 
     arm: str
     slope: Estimate | None  # of the arm minus that of the baseline, for each doubling of depth
-    resolved_from: int | None  # the depth from which on the paired interval excludes zero
+    resolved_from: int | None  # the depth from which on the paired interval excludes zero, at a level for all arms
 
     @property
     def found(self) -> str:
@@ -83,11 +88,32 @@ def compare(settings: Sequence[Setting], declared: str) -> list[Comparison]:
         adjusted = (holm if endpoint == declared else benjamini_hochberg)(p_values)
         found += [
             Comparison(
-                *test[:3], endpoint, endpoint == declared, test[3], p, _unequal(settings[test[0]], *test[1:3]), q
+                position,
+                arm,
+                depth,
+                endpoint,
+                endpoint == declared,
+                gap,
+                p,
+                _unequal(settings[position], arm, depth),
+                _withheld(settings[position], arm, depth, gap, endpoint),
+                q,
             )
-            for test, p, q in zip(tests, p_values, adjusted, strict=True)
+            for (position, arm, depth, gap), p, q in zip(tests, p_values, adjusted, strict=True)
         ]
     return found
+
+
+def _withheld(setting: Setting, arm: str, depth: int, gap: Estimate | None, endpoint: str) -> bool:
+    """Whether no word is given on a difference, whatever its p-value: where the better of the two has not learned, and
+    where runs failed among fewer than 6 pairs. Failures make two heaps of a scheme's runs, and all of a few in one heap
+    look like a difference without spread."""
+    if gap is None:
+        return False
+    own, base = setting.cells[arm, depth], setting.cells[str(setting.baseline), depth]
+    better = own if gap.mean * SIGN[endpoint] > 0 else base
+    failed = any(cell.failures is not None and cell.failures.failed for cell in (own, base))
+    return better.state in FAILING or (failed and gap.n < FEWEST_FOR_STARS)
 
 
 def shared(setting: Setting, arm: str) -> list[int]:
@@ -105,9 +131,14 @@ def _unequal(setting: Setting, arm: str, depth: int) -> int:
 
 
 def interactions(setting: Setting, endpoint: str) -> list[Interaction]:
-    """Of every arm but the baseline; empty without a baseline or with one depth."""
+    """Of every arm but the baseline; empty without a baseline or with one depth.
+
+    Each arm has one chance more to look resolved, so the intervals of `resolved_from` hold for all arms together
+    (Bonferroni).
+    """
     if setting.baseline is None or len(setting.depths) < 2:
         return []
+    level = 1 - LEVEL / max(1, len(setting.arms) - 1)
 
     def values(arm: str) -> dict[int, dict[int, float]]:
         return {depth: setting.cells[arm, depth].values(endpoint) for depth in setting.depths}
@@ -115,7 +146,7 @@ def interactions(setting: Setting, endpoint: str) -> list[Interaction]:
     found = []
     for arm in setting.arms:
         if arm != setting.baseline:
-            gaps = {d: setting.difference(arm, setting.baseline, d, endpoint) for d in shared(setting, arm)}
+            gaps = {d: setting.difference(arm, setting.baseline, d, endpoint, level) for d in shared(setting, arm)}
             slope = slope_difference(values(arm), values(setting.baseline))
             found.append(Interaction(arm, slope, resolved_from(gaps)))
     return found
@@ -196,7 +227,8 @@ def against_controls(setting: Setting, endpoint: str) -> AgainstControls | None:
     beat = [
         scheme
         for scheme, row in gaps.items()
-        if all(gap is not None and gap.excludes(0) and gap.mean * SIGN[endpoint] > 0 for gap in row)
+        if setting.cells[scheme, depth].state not in FAILING
+        and all(gap is not None and gap.excludes(0) and gap.mean * SIGN[endpoint] > 0 for gap in row)
     ]
     return AgainstControls(depth, controls, schemes, tuple(beat), pairs, seeds)
 

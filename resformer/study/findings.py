@@ -54,7 +54,7 @@ def where(setting: Setting) -> str:
     rates = sorted({c["learning_rate"] for c in configs if c.get("learning_rate")})
     rate = f"At learning rate {number(rates[0])}" if rates else "At learning rates that are not chosen yet"
     if len(rates) > 1:
-        rate = f"At the learning rate chosen for each cell ({number(rates[0])} to {number(rates[-1])})"
+        rate = f"At the learning rate of each cell ({number(rates[0])} to {number(rates[-1])})"
     return f"{rate}{', with ' * bool(words)}{joined(words) if words else ''}, on {setting.task}"
 
 

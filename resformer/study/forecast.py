@@ -20,7 +20,8 @@ from resformer.study.run import HELD_OUT, encoder_parts, parts
 from resformer.study.selection import chosen
 from resformer.train.finetune import finetuning
 from resformer.train.pretrain import pretraining
-from resformer.train.rehearsal import Rehearsal, duration, rehearse
+from resformer.train.progress import duration
+from resformer.train.rehearsal import Rehearsal, rehearse
 
 A_RUN, A_STEP, A_WEIGHT = 30_000, 130, 4  # bytes: of a run's small files, of a line of its log, of a saved weight
 Say = Callable[[str], None]
@@ -73,8 +74,9 @@ class Forecast:
         yield ""
         yield (
             f"About {duration(total)} of work, {duration(total / self.workers)} with {self.workers} "
-            f"worker{'s' * (self.workers > 1)}, and {max(1, math.ceil(size)):,} MB of disk. Steps were timed one at a "
-            "time: workers that share cores or memory are slower."
+            f"worker{'s' * (self.workers > 1)}, and {max(1, math.ceil(size)):,} MB of disk. These are training steps, "
+            "timed one at a time: reading data, building models and evaluating come on top, a second or two a run at "
+            "the least, and workers that share cores or memory are slower."
         )
 
 
@@ -82,8 +84,8 @@ def forecast(study: Study, output: Path, *, workers: int, say: Say = lambda text
     """What `study`, looked up by `resolve`, will take beyond what is in `output`.
 
     The seconds of a run are those of finished runs of its cell where there are some; else two steps are taken at the
-    least and the greatest depth, and the depths between follow by a straight line. Choosing a learning rate and
-    evaluation at the end are counted as any other run, without the time it takes to evaluate.
+    least and the greatest depth, and the depths between follow by a straight line. Reading data, building models and
+    evaluating are not in it.
     """
 
     def look(run: Run | Encoder) -> Result:

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from resformer.study.plan import Condition, Run
 from resformer.study.results import Result
 from resformer.study.worker import Unit
+from resformer.train.progress import duration
 
 WIDTH = 80  # of the plain lines, in characters
 
@@ -126,14 +127,6 @@ def work(run: Unit) -> int:
 
 def _task(run: Unit) -> str:
     return run.condition.task if isinstance(run, Run) else "pre-training"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the units people think in: 45 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _fit(line: str) -> str:

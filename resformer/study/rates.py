@@ -6,7 +6,7 @@ from resformer.study.plan import Condition, arm
 from resformer.study.reading import Reading
 from resformer.study.selection import Choice
 from resformer.study.sensitivity import Sensitivity, sensitivity
-from resformer.study.summary import SIGN, Chance, Setting, chance
+from resformer.study.summary import SIGN, Chance, Setting, chance, value_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,6 @@ def grids(setting: Setting, reading: Reading) -> list[Grid]:
 
 
 def _belongs(condition: Condition, choice: Choice, setting: Setting) -> bool:
-    config = next(iter(choice.results.values())).config
-    own = all(config.get(key) == value for key, value in setting.differs.items())
+    result = next(iter(choice.results.values()))
+    own = all(value_of(result, key) == value for key, value in setting.differs.items())
     return condition.task == setting.task and own

@@ -3,12 +3,14 @@
 A folder in which somebody kept study.json and the result.json files alone is read like the one they were made in.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from resformer.study.plan import Condition, Run, Study, arm
+from resformer.study.pretraining import Encoder
 from resformer.study.results import Result, read_result, read_study
 from resformer.study.selection import Choice, choices, chosen
 
@@ -43,20 +45,27 @@ def read_runs(output: Path) -> Reading:
     entries = read_study(output)
     if not entries:
         raise ValueError(f"{str(output)!r} lists no studies in study.json; run `resformer compare` into it")
-    look = partial(_look, Path(output) / "runs")
     studies = [Study.read(entry["study"]) for entry in entries]
+    encoders = {encoder.id: encoder for study in studies for encoder in study.encoders()}
+    look = partial(_look, Path(output) / "runs", encoders)
     planned: dict[tuple[Any, ...], Run] = {}
     tuned: dict[tuple[Any, ...], tuple[Condition, Choice]] = {}
     for study in studies:
-        planned |= {(*_place(run.condition), run.seed): run for run in study.runs(chosen(study, look))}
+        runs_now = study.runs(chosen(study, look))
+        rates = {_place(run.condition): run.learning_rate for run in runs_now}
+        # A cell is run at one learning rate: those of an earlier study at another are not of it any more.
+        planned = {
+            place: run
+            for place, run in planned.items()
+            if rates.get(place[:-1], run.learning_rate) == run.learning_rate
+        }
+        planned |= {(*_place(run.condition), run.seed): run for run in runs_now}
         tuned |= {_place(condition): (condition, choice) for condition, choice in choices(study, look).items()}
     runs = [look(run) for run in planned.values()]
     shown = {run.id for run in planned.values()}
-    rates, replaced = _left_out(Path(output) / "runs", shown, runs)
-    pretrained = {
-        encoder.id: read_result(Path(output) / "runs" / encoder.id) for s in studies for encoder in s.encoders()
-    }
-    return Reading(entries, studies, runs, dict(tuned.values()), list(pretrained.values()), rates, replaced)
+    other_rates, replaced = _left_out(Path(output) / "runs", shown, runs)
+    pretrained = [read_result(Path(output) / "runs" / name) for name in encoders]
+    return Reading(entries, studies, runs, dict(tuned.values()), pretrained, other_rates, replaced)
 
 
 def _place(condition: Condition) -> tuple[Any, ...]:
@@ -65,9 +74,15 @@ def _place(condition: Condition) -> tuple[Any, ...]:
     return c.scheme, bool(c.extra_ffn), c.depth, c.task, c.weight_init
 
 
-def _look(folder: Path, run: Run) -> Result:
-    """A run as it stands on disk, with the config that was planned, which one that has not started has not there."""
-    return replace(read_result(folder / run.id), config=run.config)
+def _look(folder: Path, encoders: Mapping[str, Encoder], run: Run) -> Result:
+    """A run as it stands on disk, with the config that was planned, which one that has not started has not there, and
+    how its encoder was pre-trained, which the encoder's id would hide."""
+    config = run.config
+    if run.encoder is not None:
+        given, corpus = encoders[run.encoder].pretraining, str(encoders[run.encoder].corpus_sha256)[:8]
+        size = f"{given.steps} steps of {given.batch_size} x {given.length} tokens"
+        config["pretraining"] = f"{size} of corpus {corpus}, learning rate {given.learning_rate:g}"
+    return replace(read_result(folder / run.id), config=config)
 
 
 def _left_out(folder: Path, shown: set[str], runs: list[Result]) -> tuple[int, int]:

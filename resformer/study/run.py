@@ -227,21 +227,37 @@ def without_slice(data: DatasetDict, task: Task) -> DatasetDict:
     labels = np.asarray(data["train"]["label"])
     size = round(min(max(FEWEST, SLICE * len(labels)), LARGEST * len(labels)))
     classes = None if task.labels is None else labels
-    rest, held = train_test_split(np.arange(len(labels)), test_size=max(1, size), random_state=0, stratify=classes)
+    try:
+        rest, held = train_test_split(np.arange(len(labels)), test_size=max(1, size), random_state=0, stratify=classes)
+    except ValueError as error:
+        raise ValueError(
+            f"no slice can be held out of the {len(labels)} training examples of {task.name!r} ({error}); give more of "
+            "them, or one learning rate"
+        ) from None
     split = next(name for name in task.splits if name in data)
     return DatasetDict({"train": data["train"].select(np.sort(rest)), split: data["train"].select(np.sort(held))})
+
+
+def class_shares(data: DatasetDict, task: Task) -> list[float]:
+    """The share of each class of the training examples; empty for a regression."""
+    if task.labels is None:
+        return []
+    counts = np.bincount(np.asarray(data["train"]["label"]), minlength=len(task.labels))
+    return (counts / counts.sum()).tolist()
 
 
 def at_initialisation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: DatasetDict
 ) -> dict[str, Any]:
-    """The equation in force, and on the first validation examples token cosine and the gradient norm of each layer."""
+    """The equation in force, how the labels are spread over the training examples, and on the first validation examples
+    token cosine and the gradient norm of each layer."""
     split = next(data[name] for name in task.splits if name in data)
     rows = split.select(range(min(LOOKED_AT, len(split))))
     inputs = tokenizer(*(list(rows[text]) for text in task.texts), padding=True, truncation=True, return_tensors="pt")
     kind = torch.float if task.labels is None else torch.long
     return {
         "equation": equation(model),
+        "class_shares": class_shares(data, task),
         "token_cosine": token_cosine(model, dict(inputs)),
         "gradient_norms": gradient_norms(model, {**inputs, "labels": torch.tensor(rows["label"], dtype=kind)}),
     }

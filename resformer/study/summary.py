@@ -32,7 +32,7 @@ class Chance:
     """What the best constant guess of a task gets; None where that is not known."""
 
     score: float | None = None
-    loss: float | None = None  # ln C, or the entropy of two classes of known shares
+    loss: float | None = None  # on the training data: the entropy of their classes
 
     @cached_property
     def threshold(self) -> float | None:
@@ -129,14 +129,19 @@ class Cell:
 
 
 def outcome(run: Result, threshold: float | None) -> str:
-    """How a finished run ended: learned, chance, worse (than chance), diverged, or scored without a threshold."""
+    """How a finished run ended: learned, chance, worse (than chance), diverged, or scored without a threshold.
+
+    One that gives every example the same answer has not learned, whatever its last batches happened to hold.
+    """
     if run.status == "diverged":
         return "diverged"
     if threshold is None:
         return "scored"
     if run.train_loss is None:
         return "chance"
-    return "learned" if run.train_loss < threshold else "chance" if run.train_loss <= FAR * threshold else "worse"
+    if run.train_loss < threshold and "constant_prediction" not in run.flags:
+        return "learned"
+    return "chance" if run.train_loss <= FAR * threshold else "worse"
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,8 @@ class Setting:
 
 
 def chance(name: str, finished: Sequence[Result]) -> Chance:
-    """What a constant guess of a task gets, from the share of the most frequent class that its runs report.
+    """What a constant guess of a task gets: by score always the most frequent class of the evaluated examples, by loss
+    the shares of the training examples' classes; of runs that report no such shares, those of the evaluated ones.
 
     F1 is that of class 1, the majority of MRPC and a minority elsewhere; a correlation with a constant counts as 0.
     """
@@ -225,9 +231,16 @@ def chance(name: str, finished: Sequence[Result]) -> Chance:
     score = sum(known) / len(known) if len(known) == len(found) else None
     if task.labels is None:
         return Chance(score, None)
+    entropies = [_entropy(run.diagnostics["class_shares"]) for run in finished if run.diagnostics.get("class_shares")]
+    if entropies:
+        return Chance(score, sum(entropies) / len(entropies))
     if len(task.labels) == 2 and majority is not None and majority < 1:
-        return Chance(score, -sum(p * math.log(p) for p in (majority, 1 - majority)))
+        return Chance(score, _entropy((majority, 1 - majority)))
     return Chance(score, math.log(len(task.labels)))
+
+
+def _entropy(shares: Iterable[float]) -> float:
+    return -sum(p * math.log(p) for p in shares if p > 0)
 
 
 def is_control(config: Mapping[str, Any]) -> bool:
@@ -249,7 +262,7 @@ def split(
         keys = [key for key in varying(runs) if not _tied(key, runs)]
         groups: dict[tuple[Any, ...], list[Result]] = {}
         for run in runs:
-            groups.setdefault(tuple(_value(run, key) for key in keys), []).append(run)
+            groups.setdefault(tuple(value_of(run, key) for key in keys), []).append(run)
         for values in sorted(groups, key=lambda values: [(value is None, str(value)) for value in values]):
             own = tuple(groups[values])
             names = _order(schemes, (arm(run.config) for run in own))
@@ -283,10 +296,10 @@ def _tied(key: str, runs: Sequence[Result]) -> bool:
 
 
 def _values(key: str, runs: Sequence[Result]) -> set[str]:
-    return {json.dumps(_value(run, key), sort_keys=True) for run in runs}
+    return {json.dumps(value_of(run, key), sort_keys=True) for run in runs}
 
 
-def _value(run: Result, key: str) -> Any:
+def value_of(run: Result, key: str) -> Any:
     """Of a config; of the encoder that a run starts from, of which each cell has its own, only that there is one."""
     value = run.config.get(key)
     return "pre-trained" if key == "encoder" and value is not None else value

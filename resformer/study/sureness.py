@@ -64,7 +64,8 @@ def against_baseline(comparisons: Sequence[Comparison], settings: Sequence[Setti
     what = f"Of {len(tests)} declared comparisons with {baselines} by {ENDPOINT[tests[0].endpoint]}"
     made = sum(test.p is not None for test in tests)
     if not made:
-        return f"{what} none can be tested at so few seeds."
+        few = all(test.gap is None or test.gap.n < FEWEST for test in tests)
+        return f"{what} none can be tested{' at so few seeds' if few else ': no differences spread over seeds'}."
     parts = []
     for verdict in ("better", "worse"):
         by_arm: dict[str, dict[int, list[int]]] = {}

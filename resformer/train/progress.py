@@ -50,3 +50,11 @@ def progress_bar(steps: int, *, shown: bool, seconds: float | None = None, what:
     finally:
         if progress.live.is_started:
             progress.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units people think in: 45 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -18,6 +18,7 @@ from resformer.train.cost import peak_memory_mb, reset_peak_memory
 from resformer.train.job import Job
 from resformer.train.loop import Step
 from resformer.train.plan import Plan, plan
+from resformer.train.progress import duration
 from resformer.train.run import random_states_kept
 from resformer.train.settings import Settings
 from resformer.train.sitting import Sitting, make_ready
@@ -82,11 +83,3 @@ def rehearse(
             started = time.perf_counter()
     peak = peak_memory_mb(accelerator.device)
     return Rehearsal(job.config, job.epoch, accelerator.num_processes, found, taken[0][0], taken[-1][1], peak)
-
-
-def duration(seconds: float) -> str:
-    """In the largest unit of which there is one."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} seconds"

@@ -50,7 +50,10 @@ for task, name in dict.fromkeys((row["task"], row["name"]) for row in rows):
     difference = paired_difference(scores, base) if name != given.baseline else None
     shown = "" if difference is None else comparison(difference, decimals=4)
     mean = f"{estimate(list(scores.values())).mean:.4f}" if scores else "none"
-    loss, seconds = fmean(row["train_loss"] for row in mine), fmean(row["seconds"] for row in mine)
+    if diverged := len(mine) - len(scores):
+        mean += f", {diverged} diverged"
+    losses = [row["train_loss"] for row in mine if row["train_loss"] is not None]
+    loss, seconds = fmean(losses) if losses else float("nan"), fmean(row["seconds"] for row in mine)
     lines.append(f"| {task} | {name} | {len(scores)} | {mean} | {shown} | {loss:.3f} | {seconds:.0f} |")
 (given.out / "results.md").write_text("\n".join(lines) + "\n")
 print("\n".join(lines))

@@ -3,6 +3,8 @@
 # initialisation at one depth. What is finished is not run again, so any piece may be stopped and begun again.
 #
 #     bash scripts/studies/depth_x_scheme/run.sh DATA OUT I/N     # piece I of N, into OUT/piece-I, with one worker
+#     taskset -c I bash ...                                       # where pieces share a machine: each its own core, since
+#                                                                 # threads that wait for each other are ten times slower
 #     bash scripts/studies/depth_x_scheme/run.sh DATA OUT         # the pieces merged into OUT/study, and the report
 #
 # DATA: a folder that holds sst2/ and mnli/.

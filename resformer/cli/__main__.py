@@ -1,0 +1,3 @@
+from resformer.cli import main
+
+main()
