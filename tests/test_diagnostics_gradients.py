@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 import resformer
 from resformer.diagnostics.gradient_flow import gradient_flow, gradient_norms, verdict
-from resformer.diagnostics.measured import Fit
+from resformer.diagnostics.lines import Fit
 from resformer.testing.hosts import batch, tiny_host
 
 # family -> a layer's module that reads the stream at each site, its last projections, the prefix of its weights

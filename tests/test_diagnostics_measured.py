@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from resformer.diagnostics.measured import Column, Measured, fit
+from resformer.diagnostics.lines import exponent, fit, fit_log, slope
+from resformer.diagnostics.measured import Column, Measured
 
 
 def measured(layers: int = 3) -> Measured:
@@ -84,3 +85,12 @@ def test_fit_of_a_line():
     assert fit([1.0], [2.0]) is None
     assert fit([1.0, 1.0], [2.0, 3.0]) is None
     assert math.isnan(fit([1.0, 2.0], [2.0, 3.0]).error)
+
+
+def test_rates_and_exponents_are_slopes():
+    assert slope([0, 1, 2], [0, 3, 0]) == pytest.approx(0.0)
+    assert exponent([1, 2, 4, 8], [3 * x**-0.5 for x in (1, 2, 4, 8)]) == pytest.approx(-0.5)
+    assert math.exp(fit_log([0, 1, 2, 3], [8.0, 4.0, 0.0, 1.0]).slope) == pytest.approx(0.5)  # zeros have no logarithm
+    assert fit_log([0, 1], [0.0, 0.0]) is None
+    with pytest.raises(ValueError, match="a slope needs points at two different x, got 2 points at x = \\[1, 1\\]"):
+        slope([1, 1], [2, 3])

@@ -1,17 +1,28 @@
 """Paths by length: counts, routes and what follows from them, against closed forms."""
 
+import copy
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from diagnosed import given, subject
 
 import resformer
-from resformer.diagnostics.paths import PathGradients, log_path_counts, path_gradients, routed, sampled
+from resformer.diagnostics.gradient_flow import gradient_flow
+from resformer.diagnostics.paths import (
+    PathGradients,
+    draw_paths,
+    log_path_counts,
+    past_branch,
+    paths,
+    routed,
+    through_branch,
+)
 from resformer.diagnostics.small_nets import perceptrons
+from resformer.host import find_host
 from resformer.stack import ResidualStack
-from resformer.testing.hosts import batch, tiny_host
 
 
 def test_counts_are_binomial_also_where_they_overflow():
@@ -44,25 +55,38 @@ def test_few_paths_count_where_gradients_decay_fast():
     assert found.effective_paths() < 0.05
 
 
+def along(schemes, gradient):
+    def norm_along(through):
+        with routed(schemes, through):
+            return float(gradient().double().norm())
+
+    return norm_along
+
+
 def test_scaled_identities_decay_by_their_scale():
     stack = ResidualStack([lambda x: 0.5 * x] * 6, 4, "identity", placement="none")
     x = torch.randn(3, 4, requires_grad=True)
-    found = sampled(list(stack.schemes), lambda: torch.autograd.grad(stack(x).sum(), x)[0])
+    found = draw_paths(6, along(stack.schemes, lambda: torch.autograd.grad(stack(x).sum(), x)[0]))
     assert found.means == pytest.approx([12**0.5 * 0.5**k for k in range(7)], rel=1e-5)
     assert found.decay() == pytest.approx(0.5, rel=1e-5)
     assert found.effective_length() == pytest.approx(2.0, rel=1e-5)
 
 
-def test_all_paths_together_are_the_gradient():
+@pytest.mark.filterwarnings("ignore:.*also scales initial weights")
+@pytest.mark.parametrize("scheme", ["identity", "highway", "x0_mix", "hyper_connections", "denseformer", "ode"])
+def test_all_paths_together_are_the_gradient(scheme):
     """Of a net that is not linear: the sum over 2^n routes is what autograd gives without any."""
     torch.manual_seed(0)
-    net = perceptrons(4, 8, "identity", placement="pre").double()
-    x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    net = perceptrons(4, 8, scheme).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
     gradient = lambda: torch.autograd.grad(net(x).square().sum(), x)[0]
     whole, out = gradient(), net(x)
     total = torch.zeros_like(x)
     for through in itertools.product([False, True], repeat=4):
-        with routed(list(net.schemes), through):
+        with routed(net.schemes, through):
             torch.testing.assert_close(net(x), out, rtol=0, atol=0)
             total += gradient()
     torch.testing.assert_close(total, whole)
@@ -70,37 +94,46 @@ def test_all_paths_together_are_the_gradient():
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_paths_of_a_model_leave_it_alone(family):
-    model = tiny_host(family, AutoModelForSequenceClassification, layers=2).train()
-    given = batch(labels=True)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    found = path_gradients(model, given, samples=2)
-    assert found.sites == 4
-    assert found.lengths == (0, 1, 2, 3, 4)
-    assert all(mean > 0 for mean in found.means)
-    assert [len(one) for one in found.norms] == [1, 2, 2, 2, 1]
-    assert model.training
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    assert not hasattr(model.config, "resformer"), "an unpatched model stays unpatched"
-    patched = resformer.patch(model, "identity")
-    again = path_gradients(patched, given, samples=2)
-    assert again.means == pytest.approx(found.means, rel=1e-4)
+def test_paths_of_a_model_by_hand(family):
+    """Past all branches nothing but norms stands on the way; through all of them, no shortcut."""
+    model, inputs = subject(family, layers=2), given(family)
+    measured = paths(model, inputs, samples=2)
+    assert measured.column("length") == [0, 1, 2, 3, 4]
+    assert [10**one for one in measured.column("paths")] == pytest.approx([1, 4, 6, 4, 1])
+    whole = gradient_flow(model, inputs).rows[0]["stream"]
+    expected = {}
+    for k, scheme in ((0, "scaled"), (4, "plain")):
+        other = resformer.patch(copy.deepcopy(model), scheme, init="paper", placement="native")
+        layers = find_host(other).layers
+        for layer in layers:
+            for site in ("attn", "ffn"):
+                one = getattr(layer.resformer, site)
+                one.step = partial((past_branch, through_branch)[k == 4], lambda s, b, n: n(s + b(s)))
+        expected[k] = gradient_flow(other, inputs).rows[0]["stream"]
+    assert measured.column("gradient")[0] == pytest.approx(expected[0], rel=1e-9)
+    assert measured.column("gradient")[4] == pytest.approx(expected[4], rel=1e-9)
+    assert whole != pytest.approx(expected[0], rel=1e-3)
+    assert paths(model, inputs, samples=2).to_csv() == measured.to_csv()
+
+
+def test_a_path_of_every_scheme_and_stack():
+    """Where branches are closed the gradient comes past them; each stack has its own paths."""
+    facts = paths(subject("t5", "rezero", layers=2), given("t5"), samples=1).facts
+    assert (facts["encoder_sites"], facts["decoder_sites"]) == (6, 6)  # three layers of two sites, two of three
+    closed = paths(resformer.patch(subject("gpt2"), "rezero", init="paper"), given("gpt2"), samples=1)
+    assert closed.facts["decay"] == 0
+    assert closed.facts["effective_length"] == 0
+    model = subject("gpt2")
+    model.score.weight.data.zero_()
+    assert paths(model, given("gpt2"), lengths=[0, 2], samples=1).facts == {"sites": 6, "verdict": "zero"}
 
 
 def test_what_has_no_paths():
-    given = batch(labels=True)
-    model = tiny_host("bert", AutoModelForSequenceClassification, layers=2)
+    model = subject("bert", layers=2)
     with pytest.raises(ValueError, match=r"lie in \[0, 4\] with 4 residual sites, got \[9\]"):
-        path_gradients(model, given, lengths=[9])
-    with pytest.raises(ValueError, match="samples must be a whole number"):
-        path_gradients(model, given, samples=0)
-    with pytest.raises(ValueError, match="gives no loss for this batch"):
-        path_gradients(model, {name: value for name, value in given.items() if name != "labels"})
-    for scheme in ("denseformer", "ode"):
-        stack = ResidualStack([torch.relu] * 2, 4, scheme)
-        with pytest.raises(ValueError, match=f"scheme '{scheme}' joins them otherwise"):
-            sampled(list(stack.schemes), lambda: None)
+        paths(model, given("bert"), lengths=[9])
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1, got 0"):
+        paths(model, given("bert"), samples=0)
     with pytest.raises(ValueError, match="at least 1 with a gradient"):
         PathGradients(2, (0, 1), ((1.0,), (1.0,))).decay()
     with pytest.raises(ValueError, match="does not depend on the stack's input"):

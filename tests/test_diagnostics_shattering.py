@@ -4,21 +4,21 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from diagnosed import given, subject
 
-import resformer
-from resformer.diagnostics.shattering import (
+from resformer.diagnostics.shattered_nets import (
     Line,
     autocorrelation,
     brown_noise,
-    gradient_correlation,
-    input_gradients,
-    layer_correlations,
     line_gradient,
+    net_correlation,
+    shattered_nets,
     white_noise,
 )
+from resformer.diagnostics.shattering import gradient_correlation, input_gradients, shattering
 from resformer.diagnostics.small_nets import perceptrons
-from resformer.testing.hosts import batch, tiny_host
+from resformer.host import find_host
+from resformer.testing.hosts import WIDTH
 
 
 def test_correlation_is_the_mean_cosine_over_pairs():
@@ -79,28 +79,62 @@ def test_the_derivative_along_the_line():
     assert line_gradient(Line(perceptrons(2, 16, "plain"), 16), 32).shape == (32,)
 
 
-def test_correlations_of_a_model_by_layer():
-    model = tiny_host("bert", AutoModelForSequenceClassification, layers=3).train()
-    given = batch(padded=True, labels=True)
-    found = layer_correlations(model, given, samples=2)
-    assert len(found) == 4
-    # the last layer of a post-LN host is what is pooled: the direction is everybody's
-    mask = given["attention_mask"].double()
-    shares = mask / mask.sum(1, keepdim=True)
-    assert found[-1] == pytest.approx(gradient_correlation(shares))
-    assert found[0] < found[-1]
-    assert model.training
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert layer_correlations(model, given, samples=2) == found
+@pytest.mark.parametrize(("family", "scheme"), [("bert", None), ("gpt2", "hyper_connections"), ("t5", None)])
+def test_correlations_of_a_model_by_hand(family, scheme):
+    """Every text's gradient alone, of texts that are run alone."""
+    model, inputs = subject(family, scheme, layers=2), given(family)
+    measured = shattering(model, inputs, samples=1, seed=3)
+    rows = [row for row in measured.rows if row["stack"] == measured.rows[-1]["stack"]]
+    v = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(3)).double()[0]
+    layers = model.decoder.block if family == "t5" else find_host(model).layers
+    kept = {}
+
+    def entering(module, args, output):
+        stream = output[1:] if scheme else (output[0] if isinstance(output, tuple) else output,)
+        kept["x"] = stream
+        for tensor in stream:
+            tensor.retain_grad()
+
+    layers[0].register_forward_hook(entering)
+    layers[1].register_forward_hook(lambda _, args, out: kept.update(end=out[0] if isinstance(out, tuple) else out))
+    model(**inputs)
+    mask = inputs["labels"] != -100 if family == "t5" else inputs["attention_mask"] > 0
+    gradients = []
+    for text in range(2):
+        (kept["end"][text, mask[text]].mean(0) @ v).backward(retain_graph=True)
+        own = [tensor.grad[text] * mask[text].view(-1, *[1] * (tensor.ndim - 2)) for tensor in kept["x"]]
+        gradients.append(torch.cat([g.flatten() for g in own]).tolist())
+        for tensor in kept["x"]:
+            tensor.grad = None
+    sizes = [math.hypot(*g) for g in gradients]
+    expected = sum(a * b for a, b in zip(*gradients, strict=True)) / sizes[0] / sizes[1]
+    row = next(row for row in rows if row["layer"] == 1)
+    assert row["correlation"] == pytest.approx(expected, rel=1e-9)
+    lengths = mask.sum(1).tolist()
+    shares = math.sqrt(min(lengths) / max(lengths))  # at the top all tokens of a text have the same
+    assert rows[-1]["correlation"] == pytest.approx(shares)
 
 
-def test_correlations_need_sentences_and_one_tensor():
-    model = tiny_host("bert", AutoModelForSequenceClassification, layers=2)
-    one = {name: value[:1] for name, value in batch().items()}
+def test_correlations_need_two_texts():
+    one = {name: value[:1] for name, value in given("bert").items()}
     with pytest.raises(ValueError, match="two of them or more, got 1"):
-        layer_correlations(model, one)
-    resformer.patch(model, "hyper_connections")
-    with pytest.raises(ValueError, match="has a stream of more"):
-        layer_correlations(model, batch())
-    with pytest.raises(ValueError, match="is not one of them"):
-        layer_correlations(tiny_host("t5"), batch())
+        shattering(subject("bert"), one)
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1, got 0"):
+        shattering(subject("bert"), given("bert"), samples=0)
+
+
+def test_small_nets_by_name():
+    nets = {"plain": ("plain", "batch"), "own": ("scaled:branch=0.1", "layer")}
+    measured = shattered_nets(nets, (1, 2), width=32, seeds=[5])
+    torch.manual_seed(5)
+    expected = net_correlation(2, 32, "scaled", 128, norm=torch.nn.LayerNorm, placement="pre", branch=0.1)
+    assert measured.column("correlation")[3] == expected
+    assert measured.column("line")[2:] == [None, None]
+    assert measured.facts["rate, plain"] == pytest.approx(
+        measured.rows[1]["correlation"] / measured.rows[0]["correlation"]
+    )
+    assert measured.plot().endswith("</svg>\n")
+    with pytest.raises(ValueError, match="unknown norm 'bach'"):
+        shattered_nets({"plain": ("plain", "bach")})
+    with pytest.raises(ValueError, match="at least one seed and one depth"):
+        shattered_nets(seeds=[])

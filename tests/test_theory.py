@@ -15,10 +15,9 @@ from resformer import cli
 from resformer.diagnostics.small_nets import BatchNorm, perceptrons
 from resformer.theory import claim as registry
 from resformer.theory import run
-from resformer.theory.claim import Curve, Law, Measured, claims, each, exponent, find_claim, judge, slope
+from resformer.theory.claim import Curve, Law, Measured, claims, each, find_claim, judge
 from resformer.theory.claims.decomposition import through_norms
 from resformer.theory.claims.ensemble import deleted
-from resformer.theory.claims.rank import effective_rank
 from resformer.theory.claims.shattering import correlation
 from resformer.theory.report import write_theory
 from resformer.theory.run import Outcome, run_claim, run_claims
@@ -123,18 +122,6 @@ def test_a_wrong_law_is_found_out():
     assert judge([right], {right.quantity: plain})[0].word == "holds"
     assert judge([wrong], {right.quantity: plain})[0].word == "FAILS"
     assert judge([right], {right.quantity: residual})[0].word == "FAILS"
-
-
-def test_slopes_and_exponents():
-    assert slope([0, 1, 2], [1, 3, 5]) == pytest.approx(2.0)
-    assert slope([0, 1, 2], [0, 3, 0]) == pytest.approx(0.0)
-    assert exponent([1, 2, 4, 8], [3 * x**-0.5 for x in (1, 2, 4, 8)]) == pytest.approx(-0.5)
-
-
-def test_effective_rank():
-    assert effective_rank(torch.eye(5)) == pytest.approx(5.0)
-    assert effective_rank(torch.ones(4, 3)) == pytest.approx(1.0)
-    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(4 / 27**0.25)
 
 
 def test_terms_pass_norms():

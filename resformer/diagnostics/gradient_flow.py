@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from resformer.diagnostics.measured import Column, Fit, Measured, Row, fit
+from resformer.diagnostics.lines import Fit, fit_log
+from resformer.diagnostics.measured import Column, Measured, Row
 from resformer.diagnostics.observe import (
     Batch,
     check_batch,
@@ -191,8 +192,7 @@ def _verdict(stack: HostStack, rows: list[Row], two: bool) -> dict[str, Any]:
     norms = [row["stream"] for row in rows]
     if not all(map(math.isfinite, norms)):
         return {f"{ahead}verdict": "not finite"}
-    points = [(number / sites, math.log(norm)) for number, norm in enumerate(norms) if norm > 0]
-    line = fit(*zip(*points, strict=True)) if points else None
+    line = fit_log([number / sites for number in range(len(norms))], norms)
     if line is None:
         return {f"{ahead}verdict": "zero"}
     return {

@@ -1,42 +1,82 @@
-"""Learning the identity: how well plain and residual blocks of equal size can be trained to output their input, and
-what a deep net gains by growing from a shallow one.
+"""Learning the identity: how well plain and residual blocks of equal size can be trained to output their input.
 
-Letters: S seeds, B inputs of a batch, D width.
+Letters: S seeds, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from resformer.diagnostics.measured import Column, Measured, Row
 from resformer.diagnostics.population import Population
 from resformer.diagnostics.small_nets import FeedForward
-from resformer.growing import grow
+from resformer.spelling import parse_scheme
 from resformer.stack import ResidualStack
 
-BATCH, LAST = 128, 20
+BATCH, WINDOW = 128, 20  # inputs of a step; steps that are averaged
 
-
-@dataclass(frozen=True)
-class IdentityFit:
-    """`errors`: for each seed, before each step, E|y - x|² / E|x|² on fresh inputs: 0 is the identity, 1 no better than
-    to output nothing."""
-
-    scheme: str
-    depth: int
-    errors: list[list[float]]
-
-    def final(self) -> list[float]:
-        """For each seed the mean over the last 20 steps."""
-        return [sum(row[-LAST:]) / len(row[-LAST:]) for row in self.errors]
+COLUMNS = (
+    Column("error", "E|y - x|² / E|x|², mean over seeds", log=True),
+    Column("spread", "its standard deviation over seeds"),
+)
 
 
 def identity_fit(
+    schemes: Sequence[str] = ("plain", "identity", "depth_scaled"),
+    depths: Sequence[int] = (1, 4, 16),
+    *,
+    width: int = 16,
+    steps: int = 300,
+    learning_rate: float = 1e-3,
+    seeds: Sequence[int] = range(4),
+) -> Measured:
+    """The error of small networks that learn to output their input, by scheme, depth and steps.
+
+    Blocks W_2 ReLU(W_1 x), joined by a scheme and without norms. The inner width is 2 D, so that a plain block can be
+    the identity: W_1 = [I; -I], W_2 = [I, -I]. Standard normal inputs, new ones for each step; Adam at a constant rate;
+    Xavier-normal weights. error = E|y - x|² / E|x|² over 20 steps up to `step`: 0 is the identity, 1 no better than to
+    output nothing.
+
+    schemes: as on the command line, such as "plain" or "scaled:branch=0.1".
+
+    facts: the `final` error by scheme and depth. Raises a ValueError for unknown schemes, steps below 1, and without
+    seeds, schemes or depths.
+
+    Reference   He et al. 2015, arXiv:1512.03385, section 3.1
+    """
+    if not schemes or not depths:
+        raise ValueError("identity_fit needs at least one scheme and one depth, got none")
+    rows: list[Row] = []
+    facts: dict[str, Any] = {}
+    for spelled in schemes:
+        scheme, options = parse_scheme(spelled)
+        for depth in depths:
+            errors = identity_errors(
+                scheme, depth, width=width, steps=steps, learning_rate=learning_rate, seeds=seeds, **options
+            )
+            for end in range(steps % WINDOW or WINDOW, steps + 1, WINDOW):
+                means = [fmean(row[max(0, end - WINDOW) : end]) for row in errors]
+                row: Row = {"scheme": spelled, "depth": depth, "step": end, "error": fmean(means)}
+                rows.append(row | {"spread": stdev(means) if len(means) > 1 else None})
+            facts[f"final, {spelled}, L={depth}"] = fmean(map(final, errors))
+    return Measured(
+        "identity_fit",
+        "Learning the identity",
+        COLUMNS,
+        rows,
+        facts,
+        keys=("scheme", "depth", "step"),
+        along="step",
+        draws=("error",),
+    )
+
+
+def identity_errors(
     scheme: str,
     depth: int,
     *,
@@ -45,15 +85,9 @@ def identity_fit(
     learning_rate: float = 1e-3,
     seeds: Sequence[int] = range(10),
     **options: Any,
-) -> IdentityFit:
-    """Train blocks W_2 ReLU(W_1 x), joined by a scheme and without norms, to output their input.
-
-    The inner width is 2 D, so that a plain block can be the identity: W_1 = [I; -I], W_2 = [I, -I]. Standard normal
-    inputs, new ones for each step; Adam at a constant rate; Xavier-normal weights.
-
-    Args:
-        scheme, options: as for `resformer.ResidualStack`, such as "plain" or "depth_scaled". depth: blocks.
-    """
+) -> list[list[float]]:
+    """What `identity_fit` averages: for each seed the error before each step, on fresh inputs. scheme, options: as for
+    `resformer.ResidualStack`. depth: blocks."""
     if type(steps) is not int or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     if not seeds:
@@ -69,63 +103,9 @@ def identity_fit(
         x = torch.stack([torch.randn(BATCH, width, generator=generator) for generator in generators])
         return (nets(x) - x).square().mean((1, 2))
 
-    losses = Population(build, seeds).fit(loss, steps, learning_rate)
-    return IdentityFit(scheme, depth, losses.T.tolist())
+    return Population(build, seeds).fit(loss, steps, learning_rate).T.tolist()
 
 
-@dataclass(frozen=True)
-class Grown:
-    """Training losses: `shallow` before growing, `grown` after, `fresh` of a net as deep from its start; `jump` is the
-    difference of the loss on one batch that growing makes."""
-
-    shallow: list[float]
-    grown: list[float]
-    fresh: list[float]
-    jump: float
-
-
-def grown_against_fresh(
-    build: Callable[[int], PreTrainedModel],
-    batches: Callable[[int], dict[str, Any]],
-    *,
-    shallow: int,
-    deep: int,
-    steps: tuple[int, int],
-    learning_rate: float = 1e-3,
-) -> Grown:
-    """Train a shallow model, make it deeper with `resformer.grow`, train on; and a fresh deep one for all of the steps.
-
-    Args:
-        build: a patched model of so many layers, with a head. batches: step -> batch with labels.
-        shallow, deep: layers. steps: before and after growing. Adam at a constant rate, made anew after growing.
-    """
-    first, second = steps
-    model = build(shallow)
-    before = _train(model, [batches(step) for step in range(first)], learning_rate)
-    probe = batches(first)
-    was = _loss(model, probe)
-    grow(model, deep)
-    jump = _loss(model, probe) - was
-    later = [batches(step) for step in range(first, first + second)]
-    after = _train(model, later, learning_rate)
-    fresh = _train(build(deep), [batches(step) for step in range(first + second)], learning_rate)
-    return Grown(before, after, fresh, jump)
-
-
-def _train(model: PreTrainedModel, batches: Sequence[dict[str, Any]], learning_rate: float) -> list[float]:
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    losses = []
-    model.train()
-    for batch in batches:
-        loss = model(**batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
-@torch.no_grad()
-def _loss(model: PreTrainedModel, batch: dict[str, Any]) -> float:
-    model.eval()
-    return float(model(**batch).loss)
+def final(errors: Sequence[float]) -> float:
+    """The mean over the last 20 steps."""
+    return fmean(errors[-WINDOW:])

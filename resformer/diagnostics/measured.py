@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
@@ -135,29 +134,3 @@ def _spread(rows: Sequence[Row], most: int) -> list[Row]:
     if len(rows) <= most:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A straight line through points."""
-
-    slope: float
-    error: float  # standard error of the slope
-    r2: float  # share of the variance that the line explains
-
-
-def fit(x: Sequence[float], y: Sequence[float]) -> Fit | None:
-    """Least squares; None with fewer than two points, or all at one x. Two points leave an error of NaN."""
-    n = len(x)
-    if n < 2:
-        return None
-    mean_x, mean_y = sum(x) / n, sum(y) / n
-    sxx = sum((a - mean_x) ** 2 for a in x)
-    if sxx == 0:
-        return None
-    sxy = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    syy = sum((b - mean_y) ** 2 for b in y)
-    slope = sxy / sxx
-    rest = max(0.0, syy - slope * sxy)
-    error = math.sqrt(rest / (n - 2) / sxx) if n > 2 else math.nan
-    return Fit(slope, error, 1 - rest / syy if syy > 0 else 1.0)

@@ -157,10 +157,14 @@ def wide(x: Tensor) -> Tensor:
 
 def normal(like: Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
     """Independent normal numbers of the shape of `like`, 0 at tokens (B T) that are no text; the same on any device."""
-    u = torch.randn(like.shape, generator=generator).to(like)
-    if mask is None or like.shape[:2] != mask.shape:
-        return u
-    return u * mask.reshape(*mask.shape, *(1,) * (u.ndim - 2)).to(u.dtype)
+    return masked(torch.randn(like.shape, generator=generator).to(like), mask)
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The same with 0 at tokens (B T) that are no text, for tensors that begin with (B T)."""
+    if mask is None or x.shape[:2] != mask.shape:
+        return x
+    return x * mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)).to(x.dtype)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resformer.diagnostics.measured import Column, Measured, Row, fit
+from resformer.diagnostics.lines import fit_log
+from resformer.diagnostics.measured import Column, Measured, Row
 from resformer.diagnostics.observe import (
     Batch,
     Seen,
@@ -73,8 +74,7 @@ def precision(model: nn.Module, batch: Batch, *, dtype: torch.dtype = torch.bflo
         ahead = f"{name}_" if len(names) > 1 else ""
         facts[f"{ahead}final"] = here[-1]["state"]
         sites = max(1, len(here) - 1) / depths[name]
-        points = [(math.log1p(i / sites), math.log(row["state"])) for i, row in enumerate(here[:-1]) if row["state"]]
-        line = fit(*zip(*points, strict=True)) if len(points) > 1 else None
+        line = fit_log([math.log1p(i / sites) for i in range(len(here) - 1)], [row["state"] for row in here[:-1]])
         facts[f"{ahead}power"] = None if line is None else line.slope
     return Measured("precision", f"Drift in {str(dtype)[6:]}", COLUMNS, rows, facts, draws=("state", "branch"))
 

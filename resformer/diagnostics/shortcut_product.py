@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resformer.diagnostics.measured import Column, Measured, Row, fit
+from resformer.diagnostics.graph import Graph, graphs
+from resformer.diagnostics.lines import fit_log
+from resformer.diagnostics.measured import Column, Measured, Row
 from resformer.diagnostics.observe import Batch, check_depth, normal, observed, text, watching, wide
 from resformer.diagnostics.skip import Path, skip_paths
-from resformer.host import Host, HostStack
-from resformer.schemes.base import Branch, Norm, Stream
-from resformer.sites import Connection, Step, after_layers, carried, intercepted, like, readable
+from resformer.host import Host
 
 SEED = 0
 
@@ -57,7 +57,7 @@ def shortcut_product(model: nn.Module, batch: Batch, *, probes: int = 2) -> Meas
             model(**batch)
         found = {name: _skip(host, path, batch, probes) for name, path in paths.items() if path.passed}
         del paths
-        totals = _totals(host, model, batch, probes)
+        totals = {graph.stack.spec.name: _totals(graph, probes) for graph in graphs(host, model, batch)}
         for name, one in found.items():
             for row in one:
                 row["total"] = totals[name][row["layer"], row["site"]]
@@ -110,39 +110,19 @@ def _pull(ends: Any, begins: Any, generator: torch.Generator, mask: Tensor | Non
     return [0.0 if g is None else float(wide(g).square().sum()) / size for g in given]
 
 
-def _totals(host: Host, model: nn.Module, batch: Batch, probes: int) -> dict[str, dict[tuple[int, str], float]]:
-    """The gain of ∂x_L / ∂x_l with everything, by stack, layer and site."""
-    befores: dict[str, dict[tuple[int, str], tuple[Tensor, ...]]] = {}
-    ends: dict[str, Tensor] = {}
-    masks: dict[str, Tensor | None] = {}
-
-    def around(at: Connection, step: Step, s: Any, branch: Branch, norm: Norm) -> Stream:
-        opened = at.index == 0
-        tapped = tuple(t.detach().requires_grad_() if opened else t.view_as(t) for t in carried(s))
-        befores.setdefault(at.name, {})[at.layer, at.site] = tapped
-        return step(like(s, tapped), branch, norm)
-
-    def end(stack: HostStack, layer: int, output: Any) -> None:
-        if layer == len(stack.layers) - 1:
-            ends[stack.spec.name] = readable(output)
-            masks[stack.spec.name] = text(host, stack, batch, readable(output))
-
-    with intercepted(host, around), after_layers(host, end), torch.enable_grad():
-        model(**batch)
-    gains: dict[str, dict[tuple[int, str], float]] = {}
-    for name, here in befores.items():
-        generator = torch.Generator().manual_seed(SEED)
-        flat = [tensor for stream in here.values() for tensor in stream]
-        gains[name] = dict.fromkeys(here, 0.0)
-        for _ in range(probes):
-            given = iter(_pull((ends[name],), flat, generator, masks[name]))
-            for key, stream in here.items():
-                gains[name][key] += sum(next(given) for _ in stream) / probes
-    return {name: {key: math.sqrt(value) for key, value in here.items()} for name, here in gains.items()}
+def _totals(graph: Graph, probes: int) -> dict[tuple[int, str], float]:
+    """The gain of ∂x_L / ∂x_l with everything, by layer and site."""
+    generator = torch.Generator().manual_seed(SEED)
+    flat = [tensor for stream in graph.before.values() for tensor in stream]
+    gains = dict.fromkeys(graph.before, 0.0)
+    for _ in range(probes):
+        given = iter(_pull((graph.end,), flat, generator, graph.mask))
+        for key, stream in graph.before.items():
+            gains[key] += sum(next(given) for _ in stream) / probes
+    return {key: math.sqrt(value) for key, value in gains.items()}
 
 
 def _rate(gains: list[float], layers: int) -> float | None:
     """The factor per layer on the way down, by least squares on logarithms."""
-    points = [(i * layers / len(gains), math.log(gain)) for i, gain in enumerate(gains) if gain > 0]
-    line = fit(*zip(*points, strict=True)) if len(points) > 1 else None
+    line = fit_log([i * layers / len(gains) for i in range(len(gains))], gains)
     return None if line is None else math.exp(-line.slope)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resformer.diagnostics.measured import Column, Matrix, Measured, Row, fit
+from resformer.diagnostics.lines import fit_log
+from resformer.diagnostics.measured import Column, Matrix, Measured, Row
 from resformer.diagnostics.observe import Batch, Seen, check_depth, observed, rows_of, sampled, text, watching
 from resformer.diagnostics.token_cosine import mean_cosine
 from resformer.host import Host, HostStack
@@ -148,9 +149,10 @@ def angle(x: Tensor, z: Tensor) -> float:
     return float((2 * ((x - z).norm(dim=-1) / 2).clamp_max(1).asin() / math.pi).mean())
 
 
-def effective_rank(centred: Tensor) -> float:
+def effective_rank(matrix: Tensor) -> float:
     """(N D) -> exp of the entropy of its singular values over their sum; 0 of a zero matrix."""
-    small = centred @ centred.T if len(centred) <= centred.shape[1] else centred.T @ centred
+    m = matrix.detach().cpu().double()
+    small = m @ m.T if len(m) <= m.shape[1] else m.T @ m
     values = torch.linalg.eigvalsh(small)
     # what rounding leaves of a zero eigenvalue is no rank: its square root would be large
     values = values.where(values > len(values) * torch.finfo(values.dtype).eps * values[-1], 0).clamp_min(0).sqrt()
@@ -179,13 +181,10 @@ def _growth(host: Host, name: str, rows: list[Row]) -> dict[str, Any]:
     layers = next(len(stack.layers) for stack in host.stacks if stack.spec.name == name)
     ahead = f"{name}_" if len(host.stacks) > 1 else ""
     sites = (len(rows) - 1) / layers
-    points = [(i / sites, math.log(row["variance"])) for i, row in enumerate(rows[:-1]) if row["variance"] > 0]
-    if len(points) < 2:
+    depths, variances = [i / sites for i in range(len(rows) - 1)], [row["variance"] for row in rows[:-1]]
+    by_layer, by_log = fit_log(depths, variances), fit_log([math.log1p(one) for one in depths], variances)
+    if by_layer is None or by_log is None:
         return {}
-    x, y = zip(*points, strict=True)
-    by_layer, by_log = fit(x, y), fit([math.log1p(one) for one in x], y)
-    assert by_layer is not None
-    assert by_log is not None
     return {
         f"{ahead}growth": math.exp(by_layer.slope),
         f"{ahead}growth_r2": by_layer.r2,

@@ -183,15 +183,3 @@ def each(one: Callable[[int], tuple[Values, Lines]]) -> Measure:
 
     measure.__doc__ = one.__doc__
     return measure
-
-
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of the least-squares line through the points (x, y)."""
-    middle, height = fmean(x), fmean(y)
-    over = sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True))
-    return over / sum((a - middle) ** 2 for a in x)
-
-
-def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """p of the power law y = c x^p that fits best in logarithms; all numbers above 0."""
-    return slope([math.log(a) for a in x], [math.log(b) for b in y])

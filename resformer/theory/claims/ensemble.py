@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resformer.diagnostics.paths import PathGradients, sampled
+from resformer.diagnostics.paths import PathGradients, draw_paths, routed
 from resformer.theory.claim import Curve, Law, Measured, register
 from resformer.theory.teacher import Classifier, Examples, cross_entropy, train
 
@@ -93,5 +93,9 @@ def deleted(sites: Sequence[Any]) -> Iterator[None]:
 
 def along_paths(net: Any, inputs: Tensor, labels: Tensor) -> PathGradients:
     x = inputs[:128].clone().requires_grad_()
-    loss = lambda: cross_entropy(net(x), labels[:128])
-    return sampled(list(net.stack.schemes), lambda: torch.autograd.grad(loss(), x)[0], samples=4)
+
+    def norm_along(through: Sequence[bool]) -> float:
+        with routed(net.stack.schemes, through):
+            return float(torch.autograd.grad(cross_entropy(net(x), labels[:128]), x)[0].double().norm())
+
+    return draw_paths(DEPTH, norm_along, samples=4)

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from resformer.diagnostics.lines import slope
 from resformer.diagnostics.shattering import input_gradients
 from resformer.diagnostics.small_nets import perceptrons
-from resformer.theory.claim import Law, Lines, Values, each, register, slope
+from resformer.theory.claim import Law, Lines, Values, each, register
 
 DEPTHS = (1, 2, 4, 8, 16)
 WIDTH, INPUTS = 256, 64

@@ -1,14 +1,11 @@
 """He's argument by construction: a deep net need not be worse than the shallow one that it grew from."""
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from functools import partial
 
-import resformer
-from resformer.diagnostics.identity_fit import grown_against_fresh
+from resformer.diagnostics.growing import ended, grown_against_fresh, majority_batch, majority_model
 from resformer.theory.claim import Law, Lines, Values, each, register
 
-WIDTH, WORDS, TOKENS, BATCH, SHALLOW, DEEP, STEPS, LAST = 32, 20, 12, 32, 2, 6, (50, 50), 15
+SHALLOW, DEEP, STEPS = 2, 6, (50, 50)
 LEVEL = "in pre-LN a fresh deep net trains as well: growing saves steps of the deep net, it does not end lower here"
 
 
@@ -32,30 +29,15 @@ def measure(seed: int) -> tuple[Values, Lines]:
     against fresh 6 layers for 100 steps. Which half of 20 words makes up most of a sentence of 12; loss over the last
     15 steps.
     """
-
-    from transformers import AutoModelForSequenceClassification  # takes seconds, in each process
-
-    def build(layers: int) -> PreTrainedModel:
-        torch.manual_seed(seed)
-        return resformer.build_encoder(
-            layers,
-            WIDTH,
-            "pre_ln",
-            vocab_size=WORDS,
-            weight_init="xavier",
-            heads=2,
-            dropout=0.0,
-            auto=AutoModelForSequenceClassification,
-        )
-
-    def batches(step: int) -> dict[str, Tensor]:
-        words = torch.randint(WORDS, (BATCH, TOKENS), generator=torch.Generator().manual_seed(1000 * seed + step))
-        return {"input_ids": words, "labels": ((words < WORDS // 2).sum(1) > TOKENS // 2).long()}
-
-    found = grown_against_fresh(build, batches, shallow=SHALLOW, deep=DEEP, steps=STEPS)
-    end = lambda losses: sum(losses[-LAST:]) / LAST
+    found = grown_against_fresh(
+        partial(majority_model, "pre_ln", seed),
+        partial(majority_batch, seed),
+        shallow=SHALLOW,
+        deep=DEEP,
+        steps=STEPS,
+    )
     return {
         "loss right after growing less before": found.jump,
-        "grown and trained on, less before": end(found.grown) - end(found.shallow),
-        "grown less fresh, equal steps": end(found.grown) - end(found.fresh),
+        "grown and trained on, less before": ended(found.grown) - ended(found.shallow),
+        "grown less fresh, equal steps": ended(found.grown) - ended(found.fresh),
     }, {"grown": (range(sum(STEPS)), [*found.shallow, *found.grown]), "fresh": (range(sum(STEPS)), found.fresh)}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from resformer.diagnostics.identity_fit import identity_fit
+from resformer.diagnostics.identity_fit import final, identity_errors
 from resformer.theory.claim import Curve, Law, Measured, register
 
 DEPTHS = (1, 4, 16)
@@ -44,7 +44,7 @@ def measure(seeds: Sequence[int]) -> Measured:
     values: dict[str, list[float]] = {}
     curves = {}
     for name, (scheme, options) in NETS.items():
-        found = [identity_fit(scheme, depth, seeds=seeds, **options).final() for depth in DEPTHS]
+        found = [[final(one) for one in identity_errors(scheme, depth, seeds=seeds, **options)] for depth in DEPTHS]
         values |= {f"{name}, L={depth}: error": errors for depth, errors in zip(DEPTHS, found, strict=True)}
         curves[name] = Curve(DEPTHS, [list(row) for row in zip(*found, strict=True)])
     both = zip(values["plain, L=16: error"], values["plain, L=1: error"], strict=True)

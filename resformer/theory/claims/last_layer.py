@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resformer.diagnostics.lines import exponent, slope
 from resformer.diagnostics.small_nets import transformer
-from resformer.theory.claim import Law, Lines, Values, each, exponent, register, slope
+from resformer.theory.claim import Law, Lines, Values, each, register
 
 DEPTHS = (2, 4, 8, 16, 32, 64)
 WIDTH, BATCH, TOKENS = 64, 4, 16

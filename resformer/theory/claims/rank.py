@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import resformer
+from resformer.diagnostics.signal_propagation import effective_rank
 from resformer.diagnostics.small_nets import perceptrons
 from resformer.theory.claim import Law, Lines, Values, each, register
 
@@ -62,10 +63,3 @@ def jacobian_rank(net: Callable[[Tensor], Tensor]) -> float:
     inputs = torch.randn(INPUTS, WIDTH)
     jacobians = torch.func.vmap(torch.func.jacrev(net))(inputs)
     return sum(effective_rank(one.detach()) for one in jacobians) / INPUTS
-
-
-def effective_rank(matrix: Tensor) -> float:
-    """exp of the entropy of the singular values, taken as shares of their sum; from 1 to the smaller dimension."""
-    singular = torch.linalg.svdvals(matrix.double())
-    shares = singular / singular.sum()
-    return float(torch.exp(torch.special.entr(shares).sum()))

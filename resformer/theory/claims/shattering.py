@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
-
-from resformer.diagnostics.shattering import gradient_correlation, input_gradients
-from resformer.diagnostics.small_nets import BatchNorm, perceptrons
-from resformer.theory.claim import Law, Lines, Values, each, exponent, register
+from resformer.diagnostics.lines import exponent
+from resformer.diagnostics.shattered_nets import net_correlation
+from resformer.diagnostics.small_nets import BatchNorm
+from resformer.theory.claim import Law, Lines, Values, each, register
 
 DEPTHS = (2, 4, 8, 24, 50)
 INPUTS, WIDTH = 128, 256
@@ -72,6 +71,4 @@ def measure(seed: int) -> tuple[Values, Lines]:
 
 
 def correlation(depth: int, scheme: str, options: dict[str, Any]) -> float:
-    net = perceptrons(depth, WIDTH, scheme, **options)
-    readout = torch.randn(WIDTH) / WIDTH**0.5
-    return gradient_correlation(input_gradients(lambda x: net(x) @ readout, torch.randn(INPUTS, WIDTH)))
+    return net_correlation(depth, WIDTH, scheme, INPUTS, **options)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from resformer.diagnostics.lines import exponent
 from resformer.diagnostics.small_nets import transformer
-from resformer.theory.claim import Law, Lines, Values, each, exponent, register
+from resformer.theory.claim import Law, Lines, Values, each, register
 
 DEPTHS = (3, 6, 12, 24, 48)
 WIDTH, BATCH, TOKENS = 64, 4, 16

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resformer.diagnostics.lines import exponent
 from resformer.diagnostics.small_nets import transformer
-from resformer.theory.claim import Law, Lines, Values, each, exponent, register
+from resformer.theory.claim import Law, Lines, Values, each, register
 
 LAYERS, WIDTH, BATCH, TOKENS, FIRST = 48, 64, 4, 16, 4
 

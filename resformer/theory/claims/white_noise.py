@@ -2,7 +2,7 @@
 
 import torch
 
-from resformer.diagnostics.shattering import Line, autocorrelation, brown_noise, line_gradient, white_noise
+from resformer.diagnostics.shattered_nets import Line, autocorrelation, brown_noise, line_gradient, white_noise
 from resformer.diagnostics.small_nets import BatchNorm, perceptrons
 from resformer.theory.claim import Law, Lines, Values, each, register
 
