@@ -142,11 +142,14 @@ def _quantized(model: nn.Module) -> str:
     for path, module in model.named_modules():
         if type(module).__module__.startswith(("torch.ao.", "torchao.", "bitsandbytes", "optimum.quanto")):
             return f"{path!r} is a {class_name(type(module))}"
-    for path, parameter in model.named_parameters():
-        if parameter.ndim > 1 and (not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2):
-            return f"{path!r} is of {parameter.dtype}"
-        if type(parameter).__module__.startswith(("torchao.", "bitsandbytes")):
-            return f"{path!r} is a {class_name(type(parameter))}"
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            at = f"{path}.{name}" if path else name
+            if parameter.ndim > 1 and (not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2):
+                return f"{at!r} is of {parameter.dtype}"
+            if type(parameter).__module__.startswith(("torchao.", "bitsandbytes")):
+                return f"{at!r} is a {class_name(type(parameter))}"
     return ""
 
 

@@ -120,10 +120,10 @@ def _last_states(host: Host) -> Tensor:
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Meanwhile the model is in this mode, with neither a KV cache nor its feed-forwards in chunks."""
-    modes = [(module, module.training) for module in model.modules()]
-    modules: list[Any] = [m for m in model.modules() if hasattr(m, "chunk_size_feed_forward")]
-    chunked = [(module, module.chunk_size_feed_forward) for module in modules]
-    cached = [config for config in configs_of(model) if getattr(config, "use_cache", False)]
+    every: list[Any] = list(model.modules())
+    modes = [(module, module.training) for module in every]
+    chunked = [(m, m.chunk_size_feed_forward) for m in every if hasattr(m, "chunk_size_feed_forward")]
+    cached = [config for config in configs_of(every) if getattr(config, "use_cache", False)]
     model.train(training)
     for module, _ in chunked:  # a chunk size need not divide the probe
         module.chunk_size_feed_forward = 0
@@ -143,7 +143,8 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 @contextmanager
 def equal_seeds(model: nn.Module) -> Iterator[None]:
     """Meanwhile random numbers are drawn from a fixed seed, on the CPU and where the model is."""
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    used = model.parameters() if torch.cuda.is_initialized() else ()
+    devices = sorted({p.device.index for p in used if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of checkpointing without gradients
         torch.default_generator.manual_seed(SEED)  # torch.manual_seed would touch all other devices
@@ -169,9 +170,9 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer
 
 
-def configs_of(model: nn.Module) -> list[Any]:
-    """The configurations of a model and of its parts, each once: the stacks of an encoder-decoder have their own."""
-    found = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+def configs_of(modules: Iterable[nn.Module]) -> list[Any]:
+    """The configurations of a model and its parts, each once: the stacks of an encoder-decoder have their own."""
+    found = {id(m.config): m.config for m in modules if isinstance(m, PreTrainedModel)}
     return list(found.values())
 
 

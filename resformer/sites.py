@@ -76,7 +76,7 @@ def within_reach(model: nn.Module) -> Iterator[Host]:
     if not any(free.values()):
         yield host
         return
-    if sharded(model):
+    if any(stack.residuals() for stack in host.stacks) and sharded(model):  # else `find_host` has looked
         raise ValueError(f"this {type(model).__name__} is sharded (FSDP); look at it before it is sharded")
     check_still_described(host)
     chosen = {name: numbers for name, numbers in free.items() if numbers}

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 import resformer
 from resformer.testing.hosts import batch_for, head_for, randomize, tiny_host
@@ -32,7 +33,11 @@ def subject(family: str, scheme: str | None = None, *, layers: int = 3, **option
 
 
 def given(family: str) -> dict[str, Tensor]:
-    return batch_for(family, padded=True, labels=True)
+    """Two texts, one of them padded, with labels for the head of the family."""
+    inputs = batch_for(family, padded=True, labels=True)
+    if head_for(family) is AutoModelForCausalLM:
+        inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    return inputs
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import resformer
 from resformer.diagnostics.measures import MEASURES
 from resformer.diagnostics.observe import NotFiniteError, loss_of, observed, watching
 from resformer.sites import connections, within_reach
-from resformer.testing.hosts import batch, tiny_host
+from resformer.testing.hosts import batch, stands, tiny_host
+
+FEW: dict[str, dict] = {"lesion": {"draws": 1}, "paths": {"samples": 1, "lengths": [0, 1]}, "update_size": {"steps": 1}}
 
 
 @pytest.mark.parametrize(("family", "scheme"), SUBJECTS)
@@ -22,6 +24,21 @@ def test_the_model_is_left_as_it_was(name, family, scheme):
     MEASURES[name](model, given(family))
     assert_same(fingerprint(model), before)
     assert not frozen.requires_grad
+
+
+@pytest.mark.slow  # scripts/test.sh -m slow -k every_family: an encoder, a decoder and both together are above
+@pytest.mark.parametrize("scheme", [None, "identity", "pre_ln", "hyper_connections", "denseformer"])
+@pytest.mark.parametrize("family", resformer.families())
+def test_every_family_can_be_measured(family, scheme):
+    if scheme is not None and not stands(scheme, family):
+        pytest.skip(f"{scheme} is refused there")
+    model, inputs = subject(family, scheme, layers=2), given(family)
+    before = fingerprint(model)
+    for name, measure in MEASURES.items():
+        measured = measure(model, inputs, **FEW.get(name, {}))
+        assert measured.rows or name == "gates"  # which has none of schemes without coefficients
+        assert measured.to_json()
+    assert_same(fingerprint(model), before)
 
 
 @pytest.mark.parametrize(("family", "scheme"), SUBJECTS)
@@ -90,7 +107,7 @@ def test_too_few_layers_and_no_layers(name):
         MEASURES[name](Net(), {"input_ids": torch.ones(1, 4), "labels": torch.ones(1)})
 
 
-@pytest.mark.parametrize("name", ["gradient_flow", "lesion", "update_size"])
+@pytest.mark.parametrize("name", ["gradient_flow", "lesion", "paths", "update_size"])
 def test_no_loss(name):
     with pytest.raises(ValueError, match="a BertModel has no loss; load it with a head"):
         MEASURES[name](tiny_host("bert", AutoModel), batch())

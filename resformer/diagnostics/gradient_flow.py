@@ -18,6 +18,7 @@ from resformer.diagnostics.observe import (
     check_depth,
     check_loss,
     loss_of,
+    norm_of,
     observed,
     text,
     watching,
@@ -121,12 +122,11 @@ def gradient_flow(model: nn.Module, batch: Batch) -> Measured:
 
 
 def _add(norms: dict[tuple[Any, ...], Tensor], key: tuple[Any, ...], g: Tensor) -> None:
-    square = wide(g).square().sum()
-    norms[key] = norms[key] + square if key in norms else square
+    norms[key] = torch.hypot(norms[key], norm_of(g)) if key in norms else norm_of(g)
 
 
 def _norm_at(norms: dict[tuple[Any, ...], Tensor], key: tuple[Any, ...], what: str = "stream") -> float:
-    return math.sqrt(float(norms.get((*key, what), 0.0)))  # what the loss does not depend on has none
+    return float(norms.get((*key, what), 0.0))  # what the loss does not depend on has none
 
 
 def _row_of(key: tuple[Any, ...], norms: dict[tuple[Any, ...], Tensor]) -> Row:
@@ -138,11 +138,11 @@ def _row(
 ) -> Row:
     key, weights, own = at.key, _weights(at), list(at.scheme.parameters())
     row = _row_of(key, norms) | {"branch": _norm_at(norms, key, "branch")}
-    row["parameters"] = _norm([given.get(id(p)) for p in weights])
-    row["relative"] = row["parameters"] * _norm(list(weights))
-    row["scheme"] = _norm([given.get(id(p)) for p in own]) if own else None
-    squares = tokens.get(key)
-    row["per_token"] = float(sum(squares[1:], squares[0]).sqrt().mean()) if squares else None
+    row["parameters"] = _together([given.get(id(p)) for p in weights])
+    row["relative"] = row["parameters"] * _together(weights)
+    row["scheme"] = _together([given.get(id(p)) for p in own]) if own else None
+    several = tokens.get(key)  # with attention and feed-forward side by side, of both
+    row["per_token"] = float(torch.stack(several).norm(dim=0).mean()) if several else None
     return row
 
 
@@ -170,19 +170,31 @@ def _projection(
     def after(module: Any, args: Any, output: Any) -> Any:
         if not (isinstance(output, Tensor) and output.requires_grad):
             return None
-        inputs = wide(args[0]).flatten(0, -2).square().sum(-1)
+        inputs = _by_row(args[0])
         states = output if output.ndim == 3 else None  # OPT flattens its tokens
         mask = None if states is None else text(host, at.stack, batch, states)
 
         def given(g: Tensor) -> None:
-            squares = inputs * wide(g).flatten(0, -2).square().sum(-1)
-            tokens.setdefault(at.key, []).append(squares if mask is None else squares[mask.flatten()])
+            norms = inputs * _by_row(g)
+            tokens.setdefault(at.key, []).append(norms if mask is None else norms[mask.flatten()])
 
         tapped = output.view_as(output)
         tapped.register_hook(given)
         return tapped
 
     return module.register_forward_hook(after)
+
+
+def _together(tensors: Sequence[Tensor | None]) -> float:
+    """The norm of all; one that the loss does not depend on adds nothing."""
+    norms = [norm_of(tensor) for tensor in tensors if tensor is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+def _by_row(x: Tensor) -> Tensor:
+    """(... D) -> (N), the norm of each row."""
+    rows = x.detach().flatten(0, -2)
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def _verdict(stack: HostStack, rows: list[Row], two: bool) -> dict[str, Any]:

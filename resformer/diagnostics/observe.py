@@ -73,7 +73,7 @@ def observed(model: nn.Module, batch: Batch, *, gradients: bool = False) -> Iter
 @contextmanager
 def _configs_kept(model: nn.Module) -> Iterator[None]:
     """Of transformers' classifiers the first loss writes down what kind of problem it saw."""
-    kept = [(config, dict(vars(config))) for config in configs_of(model)]
+    kept = [(config, dict(vars(config))) for config in configs_of(model.modules())]
     try:
         yield
     finally:
@@ -153,6 +153,11 @@ def sampled(states: Tensor, mask: Tensor | None, most: int) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """In double precision, where squares of small gradients are not lost; in single where a device has no other."""
     return x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
+def norm_of(x: Tensor) -> Tensor:
+    """The Euclidean norm of all numbers, summed as `wide` but without its copy."""
+    return torch.linalg.vector_norm(x.detach(), dtype=torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def normal(like: Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from resformer.diagnostics.lines import fit_log
 from resformer.diagnostics.measured import Column, Matrix, Measured, Row
-from resformer.diagnostics.observe import Batch, Seen, check_depth, observed, rows_of, sampled, text, watching
-from resformer.diagnostics.token_cosine import mean_cosine
+from resformer.diagnostics.observe import Batch, Seen, check_depth, norm_of, observed, rows_of, sampled, text, watching
+from resformer.diagnostics.token_cosine import mean_product
 from resformer.host import Host, HostStack
 
 SAMPLE = 256  # tokens, evenly spaced over the text, on which rank and similarity are measured
@@ -38,8 +38,8 @@ class _Stack:
     """What has been seen of one stack."""
 
     rows: list[Row] = field(default_factory=list)
-    first: Tensor | None = None  # (N D), what entered
-    before: Tensor | None = None  # (N D), the state at the site before
+    first: Tensor | None = None  # (N D), directions of what entered
+    before: Tensor | None = None  # (N D), directions of the state at the site before
     grams: list[Tensor] = field(default_factory=list)  # (n n), of the sampled tokens
 
 
@@ -75,13 +75,14 @@ def signal_propagation(model: nn.Module, batch: Batch) -> Measured:
         here = seen.setdefault(one.at.name, _Stack())
         mask = text(host, one.at.stack, batch, one.read)
         row: Row = {"stack": one.at.name, "layer": one.at.layer, "site": one.at.site}
-        wrote = rms(rows_of(one.wrote, mask))
-        row |= {"carried": _rms_of(one.before, mask), "branch": wrote}
+        row["branch"] = wrote = rms(rows_of(one.wrote, mask))
         for slot, (given, normed) in one.norms.items():
             if slot in ("pre", "out", "post") and given.shape == normed.shape:
                 row[f"{slot}_norm"] = _over(rms(rows_of(normed, mask)), rms(rows_of(given, mask)))
         _add(here, row, one.read, mask)
         row["ratio"] = _over(wrote, row["state"])
+        plain = len(one.before) == 1 and one.before[0] is one.read
+        row["carried"] = row["state"] if plain else _rms_of(one.before, mask)
 
     def left(stack: HostStack, layer: int, state: Tensor) -> None:
         if layer == len(stack.layers) - 1 and (here := seen.get(stack.spec.name)):
@@ -105,26 +106,35 @@ def signal_propagation(model: nn.Module, batch: Batch) -> Measured:
 def _add(here: _Stack, row: Row, state: Tensor, mask: Tensor | None) -> None:
     x = rows_of(state, mask)
     x = x if x.dtype == torch.float64 else x.float()
-    here.first = x if here.first is None else here.first
+    unit = nn.functional.normalize(x, dim=-1)
+    here.first = unit if here.first is None else here.first
     row["state"] = rms(x)
     row["variance"] = float(x.var(-1, unbiased=False).mean())
-    row["input_cosine"] = float(nn.functional.cosine_similarity(x, here.first, dim=-1).mean())
-    if state.ndim == 3:
-        tokens = torch.ones(state.shape[:2], device=state.device) if mask is None else mask.to(state.dtype)
-        row["token_cosine"] = mean_cosine(state.to(x.dtype), tokens) if (tokens.sum(1) > 1).any() else None
+    row["input_cosine"] = float((unit * here.first).sum(-1).mean())
+    row["token_cosine"] = _token_cosine(state, unit, mask)
     if here.before is not None:
-        here.rows[-1]["angle"] = angle(here.before, x)
-    sample = sampled(x, None, SAMPLE)
+        here.rows[-1]["angle"] = angle(here.before, unit)
+    sample = x if len(x) <= SAMPLE else sampled(x, None, SAMPLE)
     centred = (sample - sample.mean(0)).cpu().double()
     row["rank"] = effective_rank(centred)
     here.grams.append(centred @ centred.T)
-    here.before = x
+    here.before = unit
     here.rows.append(row)
+
+
+def _token_cosine(state: Tensor, unit: Tensor, mask: Tensor | None) -> float | None:
+    if state.ndim != 3:
+        return None
+    if mask is None:
+        return mean_product(unit.view(state.shape), unit.new_ones(state.shape[:2])) if state.shape[1] > 1 else None
+    whole = unit.new_zeros(state.shape)
+    whole[mask] = unit
+    return mean_product(whole, mask.to(unit.dtype)) if (mask.sum(1) > 1).any() else None
 
 
 def rms(x: Tensor) -> float:
     """Root mean square."""
-    return float(torch.linalg.vector_norm(x, dtype=_wide(x))) / math.sqrt(max(1, x.numel()))
+    return float(norm_of(x)) / math.sqrt(max(1, x.numel()))
 
 
 def _rms_of(tensors: tuple[Tensor, ...], mask: Tensor | None) -> float:
@@ -135,18 +145,13 @@ def _rms_of(tensors: tuple[Tensor, ...], mask: Tensor | None) -> float:
     return math.sqrt(squares / max(1, count))
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64
-
-
 def _over(a: float, b: float) -> float | None:
     return a / b if b else None
 
 
 def angle(x: Tensor, z: Tensor) -> float:
-    """(N D), (N D) -> the mean angle between rows, over π. By the chord, which small angles need."""
-    x, z = nn.functional.normalize(x, dim=-1), nn.functional.normalize(z, dim=-1)
-    return float((2 * ((x - z).norm(dim=-1) / 2).clamp_max(1).asin() / math.pi).mean())
+    """Unit vectors (N D), (N D) -> the mean angle between rows, over π. By the chord, which small angles need."""
+    return float(((x - z).norm(dim=-1) / 2).clamp_max(1).asin().mean()) * 2 / math.pi
 
 
 def effective_rank(matrix: Tensor) -> float:

@@ -34,7 +34,12 @@ def token_cosine(model: PreTrainedModel, batch: dict[str, Any]) -> float:
 
 def mean_cosine(hidden: Tensor, mask: Tensor) -> float:
     """(B T D), (B T) -> the mean over sentences of the mean cosine over pairs of different tokens."""
-    unit = torch.nn.functional.normalize(hidden, dim=-1) * mask[..., None]
+    return mean_product(torch.nn.functional.normalize(hidden, dim=-1), mask)
+
+
+def mean_product(unit: Tensor, mask: Tensor) -> float:
+    """The same of states that are unit vectors."""
+    unit = unit * mask[..., None]
     tokens = mask.sum(1).to(unit.dtype)
     # the sum over all pairs, a token with itself included, is the square of the sum of unit vectors
     pairs = unit.sum(1).square().sum(-1) - unit.square().sum((1, 2))
