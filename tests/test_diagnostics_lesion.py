@@ -115,6 +115,20 @@ def test_several_batches_are_weighted_by_their_labels():
     assert lesion(model, one, draws=1, seed=3).to_csv() == lesion(model, one, draws=1, seed=3).to_csv()
 
 
+def test_layers_below_a_lesion_are_not_run_again():
+    model, calls = subject("gpt2", layers=4), [0] * 4
+    for number, layer in enumerate(model.transformer.h):
+
+        def entering(module, args, number=number):
+            calls[number] += 1
+
+        layer.mlp.register_forward_pre_hook(entering)
+    one = lesion(model, given("gpt2"), branches=False, draws=0)
+    assert calls == [2, 3, 4, 5]  # for the whole, and for each lesion at or below
+    assert lesion(model, [given("gpt2")] * 2, branches=False, draws=0).to_csv() == one.to_csv()  # runs all of them
+    assert calls == [12, 13, 14, 15]
+
+
 def test_tau():
     assert tau([0, 1, 2]) == 1
     assert tau([2, 1, 0]) == -1

@@ -48,8 +48,8 @@ def test_a_pre_ln_host_is_the_plain_sum():
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_exact_in_single_precision(family):
-    """‖x_L - x_0 - Σ y‖ / ‖x_L‖ < 1e-5, the tolerance that the law is held to."""
-    assert decomposition(subject(family).float(), given(family)).facts["apart"] < 1e-6
+    """‖x_L - x_0 - Σ y‖ / ‖x_L‖ is rounding: over 10 seeds 6.6e-8 ± 0.8e-8, the largest 8.3e-8."""
+    assert decomposition(subject(family).float(), given(family)).facts["apart"] < 2e-7
 
 
 def test_a_post_ln_host_with_frozen_norms():
@@ -133,7 +133,7 @@ def test_the_product_of_constant_shortcuts():
     assert measured.column("product") == pytest.approx(powers, rel=1e-12)
     assert measured.column("skip") == pytest.approx(powers, rel=1e-12)
     assert measured.facts["skip_rate"] == pytest.approx(0.64)
-    assert measured.facts["total_rate"] > 1
+    assert measured.facts["total_rate"] > 1  # over 10 seeds 1.31 ± 0.15, at least 1.05
 
 
 def test_closed_branches_leave_the_shortcuts():

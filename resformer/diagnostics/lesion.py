@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -19,6 +20,7 @@ from resformer.schemes.base import Branch, Norm, Stream
 from resformer.sites import Connection, Step, connections, intercepted
 
 Key = tuple[str, int, str]
+Outputs = dict[tuple[str, int], Any]  # what a layer hands on, by stack and number
 
 COLUMNS = (
     Column("branch", "change of the loss without what the branch gives", "loss"),
@@ -52,7 +54,8 @@ def lesion(
     half of the stack, `draws` times each; 0 leaves them out.
 
     The batch is one, or a list, whose losses are averaged, each weighted by its number of labels. One forward pass of
-    each batch for each row; twice that for rows where branch and connection differ. Evaluation mode.
+    each batch for each row, two where branch and connection differ; of a single batch only from the first layer on
+    that changes, since what the layers below hand on is kept. Evaluation mode.
 
     facts: the `loss` of the whole model; by stack the `median` and `largest` change over blocks, means over draws by
     number for `random` and `permuted`. Layers that differ from the last one in their weights' names keep their place
@@ -75,12 +78,13 @@ def lesion(
     with observed(model, batches[0]) as host:
         check_depth(host, "lesion")
         forms: dict[Key, tuple[Any, Any]] = {}
-        with intercepted(host, _forms(forms)), watching(host):
+        kept: Outputs = {}
+        with intercepted(host, _forms(forms)), watching(host), _keeping(host, kept, len(batches) == 1):
             whole = _loss(model, batches)
         facts: dict[str, Any] = {"loss": whole}
 
-        def change(around: Any) -> float:
-            with around:
+        def change(around: Any, stack: HostStack, first: int) -> float:
+            with around, _repeated(host, stack, first, kept):
                 return _loss(model, batches) - whole
 
         for stack in host.stacks:
@@ -121,6 +125,44 @@ def _labels(batch: Batch) -> int:
     if isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point():
         return max(1, int((labels != -100).sum()))
     return len(next(value for value in batch.values() if isinstance(value, Tensor)))
+
+
+@contextmanager
+def _keeping(host: Host, kept: Outputs, wanted: bool) -> Iterator[None]:
+    """Meanwhile what each layer hands on is kept, if wanted, of stacks whose layers are called once."""
+    hooks = []
+    for stack in host.stacks if wanted else ():
+        for number, layer in enumerate(() if stack.shared else stack.layers):
+            key = stack.spec.name, number
+            hooks.append(layer.register_forward_hook(lambda _, args, out, key=key: kept.update({key: out})))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _repeated(host: Host, stack: HostStack, first: int, kept: Outputs) -> Iterator[None]:
+    """Meanwhile the layers below that one of a stack, and the stacks before it, hand on what was kept of them."""
+    changed: list[tuple[Any, Any]] = []
+    try:
+        for one in host.stacks[: host.stacks.index(stack) + 1]:
+            for number, layer in enumerate(one.layers):
+                if (one is not stack or number < first) and (one.spec.name, number) in kept:
+                    changed.append((layer, vars(layer).get("forward")))
+                    layer.forward = partial(_same, kept[one.spec.name, number])
+        yield
+    finally:
+        for layer, before in changed:
+            if before is None:
+                del layer.forward
+            else:
+                layer.forward = before
+
+
+def _same(output: Any, *args: Any, **kwargs: Any) -> Any:
+    return output
 
 
 def _forms(forms: dict[Key, tuple[Any, Any]]) -> Callable[..., Stream]:
@@ -166,7 +208,7 @@ def _single(
     stack: HostStack,
     ours: list[Connection],
     forms: dict[Key, tuple[Any, Any]],
-    change: Callable[[Any], float],
+    change: Callable[[Any, HostStack, int], float],
     branches: bool,
 ) -> list[Row]:
     rows = []
@@ -175,11 +217,13 @@ def _single(
         groups = ({at.site: [at] for at in here} if branches else {}) | {"block": here}
         for site, group in groups.items():
             row: Row = {"stack": stack.spec.name, "layer": layer, "site": site}
-            row["branch"] = change(_without(host, [group], norms=False))
+            row["branch"] = change(_without(host, [group], norms=False), stack, layer)
             row["connection"] = None
             if _passable(group, forms):
                 differs = any("post" in at.norms or at.scheme.name != "identity" for at in group)
-                row["connection"] = change(_without(host, [group], norms=True)) if differs else row["branch"]
+                row["connection"] = (
+                    change(_without(host, [group], norms=True), stack, layer) if differs else row["branch"]
+                )
             rows.append(row)
     return rows
 
@@ -198,7 +242,7 @@ def _random(
     stack: HostStack,
     ours: list[Connection],
     forms: dict[Key, tuple[Any, Any]],
-    change: Callable[[Any], float],
+    change: Callable[[Any, HostStack, int], float],
     draws: int,
     generator: random.Random,
 ) -> list[Row]:
@@ -211,12 +255,12 @@ def _random(
             gone = [[at for at in ours if at.layer == layer] for layer in chosen]
             row: Row = {"stack": stack.spec.name, "layer": None, "site": "random", "deleted": number}
             row["which"] = " ".join(map(str, sorted(chosen)))
-            rows.append(row | {"change": change(_without(host, gone, norms=norms))})
+            rows.append(row | {"change": change(_without(host, gone, norms=norms), stack, min(chosen))})
     return rows
 
 
 def _permuted(
-    stack: HostStack, change: Callable[[Any], float], draws: int, generator: random.Random
+    stack: HostStack, change: Callable[[Any, HostStack, int], float], draws: int, generator: random.Random
 ) -> tuple[list[Row], str]:
     """The rows, or why there are none."""
     alike = _alike(stack)
@@ -231,7 +275,7 @@ def _permuted(
                 order[a], order[b] = order[b], order[a]
             row: Row = {"stack": stack.spec.name, "layer": None, "site": "permuted", "swaps": swaps, "tau": tau(order)}
             row["which"] = " ".join(map(str, order))
-            rows.append(row | {"change": change(in_order(stack, order))})
+            rows.append(row | {"change": change(in_order(stack, order), stack, min(chosen))})
     return rows, ""
 
 
