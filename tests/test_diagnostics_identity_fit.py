@@ -22,7 +22,8 @@ def test_the_error_of_one_block_at_the_start():
 
 def test_residual_blocks_learn_it_and_plain_ones_do_not():
     measured = identity_fit(("plain", "depth_scaled"), (4,), steps=150, seeds=[0, 1])
-    assert measured.facts["final, depth_scaled, L=4"] < 0.15 < 0.5 < measured.facts["final, plain, L=4"]
+    # over 10 seeds 0.043 ± 0.003 and 0.637 ± 0.021
+    assert measured.facts["final, depth_scaled, L=4"] < 0.06 < 0.55 < measured.facts["final, plain, L=4"]
     errors = identity_errors("depth_scaled", 4, steps=150, seeds=[0, 1])
     rows = [row for row in measured.rows if row["scheme"] == "depth_scaled"]
     assert [row["step"] for row in rows] == [10, 30, 50, 70, 90, 110, 130, 150]

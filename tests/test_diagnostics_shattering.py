@@ -125,7 +125,9 @@ def test_correlations_need_two_texts():
 
 def test_small_nets_by_name():
     nets = {"plain": ("plain", "batch"), "own": ("scaled:branch=0.1", "layer")}
+    before = torch.get_rng_state()
     measured = shattered_nets(nets, (1, 2), width=32, seeds=[5])
+    assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(5)
     expected = net_correlation(2, 32, "scaled", 128, norm=torch.nn.LayerNorm, placement="pre", branch=0.1)
     assert measured.column("correlation")[3] == expected
