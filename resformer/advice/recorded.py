@@ -54,7 +54,8 @@ def calibrate_study(
     ]
     total, points, done = sum(len(cell.finished) for _, cell in cells), [], 0
     for setting, cell in cells:
-        points.append(_point(setting, cell, data))
+        alone = sum(setting.task == other.task for other in settings) == 1
+        points.append(_point(setting.task if alone else _label(setting), cell, data))
         done += len(cell.finished)
         say(f"{done} of {total} nets measured ({cell.arm}, depth {cell.depth}, {setting.task})")
     found = calibrate(points, np.random.default_rng(0))
@@ -67,11 +68,14 @@ def calibrate_study(
     }
 
 
-def _point(setting: Setting, cell: Cell, data: str | None) -> Point:
+def _label(setting: Setting) -> str:
+    return " ".join([setting.task, *(f"{name}={value}" for name, value in setting.differs.items())])
+
+
+def _point(task: str, cell: Cell, data: str | None) -> Point:
     measured = [at_start(_run(run, data)) for run in cell.finished]
-    label = " ".join([setting.task, *(f"{name}={value}" for name, value in setting.differs.items())])
     return Point(
-        label,
+        task,
         cell.depth,
         cell.arm,
         {name: [one[name] for one in measured] for name in PREDICTORS},
