@@ -31,6 +31,7 @@ ORDER = [
     {"theory"},
     {"description"},
     {"study", "listing", "diagnosing"},
+    {"advice"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

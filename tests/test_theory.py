@@ -187,7 +187,7 @@ def test_the_table_fits_a_terminal():
 
 
 def test_the_command(resformer, tmp_path):
-    code, out, err = resformer("decomposition", "explosion", "--report", tmp_path / "new" / "report", "--workers", "1")
+    code, out, err = resformer("decomposition", "vanishing", "--report", tmp_path / "new" / "report", "--workers", "1")
     assert code == 0, out + err
     assert all(len(line) <= 80 for line in out.splitlines()[:-1])
     assert "7 predictions of 2 claims" in out
@@ -195,9 +195,9 @@ def test_the_command(resformer, tmp_path):
     assert "decomposition is measured" in err
     folder = tmp_path / "new" / "report"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"theory.json", "verdicts.csv", "curves.csv", "decomposition.svg", "explosion.svg"}
+    assert names == {"theory.json", "verdicts.csv", "curves.csv", "decomposition.svg", "vanishing.svg"}
     record = json.loads((folder / "theory.json").read_text())
-    assert [one["claim"] for one in record["claims"]] == ["explosion", "decomposition"]
+    assert [one["claim"] for one in record["claims"]] == ["decomposition", "vanishing"]
     assert record["torch"]
     assert all(law["verdict"] in ("holds", "false") for one in record["claims"] for law in one["laws"])
     rows = list(csv.DictReader((folder / "verdicts.csv").open()))
@@ -206,7 +206,7 @@ def test_the_command(resformer, tmp_path):
     points = list(csv.DictReader((folder / "curves.csv").open()))
     assert {"claim", "curve", "seed", "x", "y"} == set(points[0])
     assert {int(point["seed"]) for point in points} == set(range(10))
-    assert xml.etree.ElementTree.parse(folder / "explosion.svg").getroot().tag.endswith("svg")
+    assert xml.etree.ElementTree.parse(folder / "vanishing.svg").getroot().tag.endswith("svg")
 
 
 def test_the_command_says_what_is_wrong(resformer, monkeypatch):

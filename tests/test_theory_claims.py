@@ -12,6 +12,7 @@ from resformer.theory.claims import (
     half_gate,
     last_layer,
     rank,
+    reordering,
     shattering,
     shortcut_product,
     update_growth,
@@ -113,3 +114,28 @@ def test_lesions_of_a_net_whose_blocks_do_nothing():
     x = torch.randn(50, 4)
     found = ensemble.lesions(Net(), x, (x[:, 0] > 0).float(), 0)
     assert found == [1.0] * (ensemble.DEPTH + 1)
+
+
+def test_blocks_change_places_with_their_norms():
+    net, x = perceptrons(3, 4, "identity", placement="pre"), torch.randn(5, 4)
+    other = perceptrons(3, 4, "identity", placement="pre")
+    for norms in net.norms:
+        nn.init.normal_(norms["pre"].weight)
+    for place, block in enumerate((2, 0, 1)):
+        other.sublayers[place].load_state_dict(net.sublayers[block].state_dict())
+        other.norms[place].load_state_dict(net.norms[block].state_dict())
+    before = net(x)
+    with reordering.reordered(net, (2, 0, 1)):
+        torch.testing.assert_close(net(x), other(x))
+    assert torch.equal(net(x), before)
+
+
+def test_orders_at_graded_distances():
+    found = reordering.orders()
+    assert all(sorted(order) == list(range(ensemble.DEPTH)) for order in found)
+    assert sorted({reordering.apart(order) for order in found}) == [2, 4, 8, 16]
+
+
+def test_units_that_cannot_be_told_apart():
+    assert rank.asymmetry("plain") == pytest.approx(0.0, abs=1e-5)
+    assert rank.asymmetry("identity") > 0.01

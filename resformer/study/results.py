@@ -198,6 +198,12 @@ def run_id(config: Mapping[str, Any]) -> str | None:
             return Encoder.read(config).id
         except (KeyError, TypeError, ValueError):
             return None
+    run = run_of(config)
+    return None if run is None else run.id
+
+
+def run_of(config: Mapping[str, Any]) -> Run | None:
+    """The run that has this configuration, whatever else is in it; None if it is of none."""
     names = {one.name for one in fields(Settings)} & config.keys()
     if "epochs" in names:
         names -= {"steps"}  # so many they came to
@@ -205,9 +211,11 @@ def run_id(config: Mapping[str, Any]) -> str | None:
     try:
         condition = Condition(**{one.name: config[one.name] for one in fields(Condition) if one.name in config})
         settings = Settings(**{name: config[name] for name in names})
-        return Run(condition, **{name: config[name] for name in own}, settings=settings).id
+        run = Run(condition, **{name: config[name] for name in own}, settings=settings)
+        run.id  # noqa: B018  what has no id is no run
     except (TypeError, ValueError, AttributeError):
         return None
+    return run
 
 
 def _foreign(config: dict[str, Any], name: str) -> str | None:

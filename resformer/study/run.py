@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -246,18 +247,24 @@ def class_shares(data: DatasetDict, task: Task) -> list[float]:
     return (counts / counts.sum()).tolist()
 
 
+def looked_at(tokenizer: PreTrainedTokenizerBase, task: Task, data: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The first validation examples of a task as a batch with labels."""
+    split = next(data[name] for name in task.splits if name in data)
+    rows = split.select(range(min(count, len(split))))
+    inputs = tokenizer(*(list(rows[text]) for text in task.texts), padding=True, truncation=True, return_tensors="pt")
+    kind = torch.float if task.labels is None else torch.long
+    return {**inputs, "labels": torch.tensor(rows["label"], dtype=kind)}
+
+
 def at_initialisation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, data: DatasetDict
 ) -> dict[str, Any]:
     """The equation in force, how the labels are spread over the training examples, and on the first validation examples
     token cosine and the gradient norm of each layer."""
-    split = next(data[name] for name in task.splits if name in data)
-    rows = split.select(range(min(LOOKED_AT, len(split))))
-    inputs = tokenizer(*(list(rows[text]) for text in task.texts), padding=True, truncation=True, return_tensors="pt")
-    kind = torch.float if task.labels is None else torch.long
+    batch = looked_at(tokenizer, task, data, LOOKED_AT)
     return {
         "equation": equation(model),
         "class_shares": class_shares(data, task),
-        "token_cosine": token_cosine(model, dict(inputs)),
-        "gradient_norms": gradient_norms(model, {**inputs, "labels": torch.tensor(rows["label"], dtype=kind)}),
+        "token_cosine": token_cosine(model, {name: value for name, value in batch.items() if name != "labels"}),
+        "gradient_norms": gradient_norms(model, batch),
     }

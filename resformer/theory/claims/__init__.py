@@ -10,6 +10,7 @@ from resformer.theory.claims import last_layer as last_layer  # isort: skip
 from resformer.theory.claims import degradation as degradation  # isort: skip
 from resformer.theory.claims import shortcuts as shortcuts  # isort: skip
 from resformer.theory.claims import ensemble as ensemble  # isort: skip
+from resformer.theory.claims import reordering as reordering  # isort: skip
 from resformer.theory.claims import update_growth as update_growth  # isort: skip
 from resformer.theory.claims import vanishing as vanishing  # isort: skip
 from resformer.theory.claims import variance_growth as variance_growth  # isort: skip

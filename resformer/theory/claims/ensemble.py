@@ -44,8 +44,7 @@ def measure(seeds: Sequence[int]) -> Measured:
     values: dict[str, list[float]] = {}
     curves = {}
     for name, scheme in {"residual": "identity", "plain": "plain"}.items():
-        nets = train(lambda: Classifier(DEPTH, scheme, placement="pre"), examples, seeds, STEPS, RATE)[0].trained()  # noqa: B023
-        cases = list(zip(nets, *examples.held_out(), seeds, strict=True))
+        cases = list(zip(trained(scheme, examples, seeds), *examples.held_out(), seeds, strict=True))
         found = [lesions(*case) for case in cases]
         curves[name] = Curve(range(DEPTH + 1), found)
         kept = [[(one - 0.5) / (row[0] - 0.5) for one in row] for row in found]
@@ -60,6 +59,11 @@ def measure(seeds: Sequence[int]) -> Measured:
             values["residual: effective length over n/2"] = [2 * one.effective_length() / DEPTH for one in paths]
             values["residual: share of paths that count"] = [one.effective_paths() for one in paths]
     return Measured(values, curves)
+
+
+def trained(scheme: str, examples: Examples, seeds: Sequence[int]) -> list[Any]:
+    """The nets of this claim, one a seed."""
+    return train(lambda: Classifier(DEPTH, scheme, placement="pre"), examples, seeds, STEPS, RATE)[0].trained()
 
 
 @torch.no_grad()

@@ -64,7 +64,8 @@ def gradients(layers: int, scheme: str) -> tuple[float, float, float]:
     that follows it."""
     net: Any = transformer(layers, WIDTH, scheme)
     seen: dict[str, Any] = {}
-    last = net.sublayers[-1]
+    last = net.requires_grad_(False).sublayers[-1]
+    last.down.weight.requires_grad_()  # the layers below need no graph
     last.down.register_forward_hook(lambda _, given, out: seen.update(given=given[0].detach(), out=out))
     norm = net.norms[-1]["post"] if "post" in net.norms[-1] else net.final_norm  # noqa: SIM401
     norm.register_forward_pre_hook(lambda _, given: seen.update(stream=given[0].detach()))

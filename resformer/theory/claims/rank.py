@@ -25,6 +25,8 @@ WIDTH, TOKENS, WORDS, INPUTS = 32, 16, 100, 8
         Law("tokens, DeepNorm, L=16: effective rank", 10.0, 0.0, spread=0.21, relation="≥"),
         Law("Jacobian, plain, L=24: effective rank", 4.0, 0.0, spread=0.24, relation="≤"),
         Law("Jacobian, residual, L=24: effective rank", 12.0, 0.0, spread=0.81, relation="≥"),
+        Law("plain, two equal units: their gradients differ", 0.0, 1e-5, spread=0.0),
+        Law("residual, two equal units: the same", 0.1, 0.0, spread=0.64, relation="≥"),
     ),
     seconds=5,
     axes=("depth L", "effective rank"),
@@ -32,11 +34,13 @@ WIDTH, TOKENS, WORDS, INPUTS = 32, 16, 100, 8
 )
 @each
 def measure(seed: int) -> tuple[Values, Lines]:
-    """Without shortcuts the tokens of a sentence fall into one direction, and so do the gradients: shortcuts keep rank.
+    """Without shortcuts the tokens of a sentence fall into one direction, and so do the gradients: shortcuts keep rank;
+    and they break the symmetry by which equal units of a plain net stay equal.
 
     exp of the entropy of the singular values over their sum. Tokens: the last hidden states (16 tokens, width 32) of
     BERT drawn by Xavier, at initialisation, not centred. Jacobian: ∂x_L/∂x_0 of perceptrons of width 32 with
-    LayerNorm, W ~ N(0, 2 / D), mean over 8 inputs.
+    LayerNorm, W ~ N(0, 2 / D), mean over 8 inputs. Equal units: two of the first of 2 such sublayers with equal weights
+    in and out, |g_i - g_j|² / (|g_i|² + |g_j|²) of the gradients of their weights: 1 if unrelated.
     """
     words = torch.randint(WORDS, (4, TOKENS))
     values: Values = {}
@@ -49,6 +53,8 @@ def measure(seed: int) -> tuple[Values, Lines]:
         found = [jacobian_rank(perceptrons(depth, WIDTH, scheme, placement="pre")) for depth in JACOBIAN_DEPTHS]
         curves[f"Jacobian, {name}"] = (JACOBIAN_DEPTHS, found)
         values[f"Jacobian, {name}, L=24: effective rank"] = found[-1]
+    values["plain, two equal units: their gradients differ"] = asymmetry("plain")
+    values["residual, two equal units: the same"] = asymmetry("identity")
     return values, curves
 
 
@@ -63,3 +69,15 @@ def jacobian_rank(net: Callable[[Tensor], Tensor]) -> float:
     inputs = torch.randn(INPUTS, WIDTH)
     jacobians = torch.func.vmap(torch.func.jacrev(net))(inputs)
     return sum(effective_rank(one.detach()) for one in jacobians) / INPUTS
+
+
+def asymmetry(scheme: str) -> float:
+    """How far the gradients of two units differ that have equal weights in and out."""
+    net = perceptrons(2, WIDTH, scheme, placement="pre")
+    first, second = (weight for name, weight in net.named_parameters() if name.startswith("sublayers"))
+    with torch.no_grad():
+        first[1], second[:, 1] = first[0], second[:, 0]
+    out = net(torch.randn(INPUTS, WIDTH)) @ torch.randn(WIDTH)
+    (gradient,) = torch.autograd.grad(out.sum(), first)
+    a, b = gradient[0], gradient[1]
+    return float((a - b).square().sum() / (a.square().sum() + b.square().sum()))

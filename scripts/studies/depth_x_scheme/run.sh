@@ -14,7 +14,9 @@ data=$1 out=$2 piece=${3:-}
 resformer=${RESFORMER:-$here/../../../.venv/bin/resformer}
 if [ -z "$piece" ]; then
   $resformer study merge "$out/study" "$out"/piece-*
-  exec $resformer report "$out/study" --out "$here"
+  $resformer report "$out/study" --out "$here"
+  # What the nets were before training against how it ended, which `resformer advise` prints and ranks by.
+  exec $resformer study calibrate "$out/study" --data "$data" --output "$here/../../../resformer/advice/calibration.json"
 fi
 for study in study init; do
   $resformer compare "$here/$study.toml" --data "$data" --shard "$piece" --workers 1 --output "$out/piece-${piece%/*}"
