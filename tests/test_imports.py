@@ -50,6 +50,8 @@ LIGHT = {
     "study/report.py",
     "study/findings.py",
     "study/summary.py",
+    "study/apart.py",
+    "study/chance.py",
     "study/reading.py",
     "study/document.py",
     "study/comparisons.py",

@@ -1,6 +1,7 @@
 """The report: its page, its sentences and its files, on studies with made-up outcomes."""
 
 import csv
+import fcntl
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from study_folders import (
     ended,
     full,
     planned,
+    put,
     study,
     told,
     write_study,
@@ -351,8 +353,9 @@ def test_the_token_cosine_is_compared_with_the_outcome_in_counts(tmp_path):
         return by({"plain": 2})(run) | {"diagnostics": {"token_cosine": cosine}}
 
     text = told(write_study(tmp_path / "runs", study(("pre_ln", "plain"), (2,), 3), outcome=outcome))
-    assert "of 3 runs with a token cosine of 0.9998 or more at initialisation, 3 failed to learn" in text
-    assert "of 3 with 0.995 or less, 3 learned" in text
+    assert "of 3 runs with a token cosine of 0.9998 or more at initialisation 3 failed to learn" in text
+    assert "of 3 runs with one of 0.995 or less 3 learned" in text
+    assert "of 0 run" not in text
 
 
 def test_regression_has_no_chance_line_and_no_claim_of_learning(tmp_path):
@@ -461,6 +464,35 @@ def test_the_command_says_where_the_report_is(tmp_path, capsys):
         main(["report", str(path)])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"report: {path / 'report.html'}\n"
+
+
+def test_the_command_says_what_does_not_count_and_what_is_missing(tmp_path, capsys):
+    three = study(("pre_ln",), (2,), 3)
+    path = write_study(tmp_path / "runs", three, outcome=lambda run: ended(run, 0.8) if run.seed < 2 else None)
+    first, second, third = (path / "runs" / run.id for run in planned(path, three))
+    (first / "result.json").write_text("{")
+    (path / "runs" / "stranger").mkdir()
+    (second / "result.json").rename(path / "runs" / "stranger" / "result.json")
+    put(path, planned(path, three)[1], ended(planned(path, three)[1], 0.8))
+    (second / "rejected-1.json").write_text("{")
+    third.mkdir()
+    with open(third / "log.txt", "w") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)  # as a worker of another process holds it
+        with pytest.raises(SystemExit) as stop:
+            main(["report", str(path)])
+    assert stop.value.code == 0
+    bad, moved, partial = capsys.readouterr().err.splitlines()
+    names = sorted([first.name, "stranger"])
+    assert bad.startswith(f"resformer: 2 result files do not count: runs/{names[0]}: result.json ")
+    assert "; 1 more. `resformer compare` into the folder moves those of its runs to rejected-N.json" in bad
+    aside = f"runs/{second.name}/rejected-1.json"
+    assert moved == f"resformer: 1 result file did not count and was moved aside: {aside}"
+    assert partial == (
+        "resformer: 2 of 3 runs have no result yet, 1 under way in another process: the report is partial"
+    )
+    caveats = study_document(path)["caveats"]
+    assert "2 result files cannot be read or belong elsewhere, and are not counted." in caveats
+    assert "1 result file did not count and was moved aside, to rejected-1.json of a run." in caveats
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

@@ -96,11 +96,13 @@ def report(
 ) -> None:
     """Write the report of a study, finished or not: a page, Markdown, tables, figures and report.json."""
     from resformer.study.document import study_document
-    from resformer.study.report import nothing_finished, write
+    from resformer.study.report import nothing_finished, to_know, write
 
     document = study_document(study)
     path = write(document, out or study)
     typer.echo(f"report: {path}")
+    for line in to_know(document):
+        typer.echo(f"resformer: {line}", err=True)
     if open_:
         typer.launch(path.resolve().as_uri())
     if problem := nothing_finished(document):

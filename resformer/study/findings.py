@@ -1,6 +1,7 @@
 """The sentences of the report, made from the numbers and no surer than they are."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from resformer.study.comparisons import against_controls
 from resformer.study.stats import FEWEST
@@ -20,8 +21,16 @@ INITIALISATIONS = {
 
 def title(setting: Setting) -> str:
     """What the setting is called: the task, and what sets it apart from the task's other settings."""
-    parts = [f"{key.replace('_', ' ')} {number(value)}" for key, value in setting.differs.items()]
-    return ", ".join([setting.task, *parts])
+    return ", ".join([setting.task, *apart(setting)])
+
+
+def apart(setting: Setting) -> list[str]:
+    """What sets a setting apart from the others of its task, in words; what does not apply to it is left out."""
+    found = {key: number(value) for key, value in setting.differs.items() if value is not None}
+    if "model" in found:
+        found["model"] = f"{Path(setting.runs[0].config['model']).name} ({found['model']})"
+    fresh = ["fresh weights"] * ("model" in setting.differs and "model" not in found)
+    return fresh + [f"{key.replace('_', ' ')} {value}" for key, value in found.items()]
 
 
 def named(setting: Setting, arms: Sequence[str]) -> str:
@@ -50,7 +59,8 @@ def where(setting: Setting) -> str:
     elif model := known("model"):
         words.append(f"the patched checkpoint {model}")
     elif width := known("width"):
-        words.append(f"a net of width {width} ({known('family') or 'bert'})")
+        matched = f" with the parameters of {known('match_parameters')}" * bool(known("match_parameters"))
+        words.append(f"a net of width {width} ({known('family') or 'bert'}){matched}")
     rates = sorted({c["learning_rate"] for c in configs if c.get("learning_rate")})
     rate = f"At learning rate {number(rates[0])}" if rates else "At learning rates that are not chosen yet"
     if len(rates) > 1:
@@ -181,13 +191,16 @@ def collapse(setting: Setting) -> str:
     high = [ok for cosine, ok in known if cosine >= COLLAPSED]
     low = [ok for cosine, ok in known if cosine <= APART]
     between = [ok for cosine, ok in known if APART < cosine < COLLAPSED]
+    groups = (
+        (high, f"with a token cosine of {COLLAPSED} or more at initialisation", False),
+        (low, f"with one of {APART} or less", True),
+        (between, "with one in between", True),
+    )
     parts = [
-        f"of {counted(len(high), 'run')} with a token cosine of {COLLAPSED} or more at initialisation, "
-        f"{high.count(False)} failed to learn",
-        f"of {len(low)} with {APART} or less, {low.count(True)} learned",
+        f"of {counted(len(ends), 'run')} {which} {ends.count(ok)} {'learned' if ok else 'failed to learn'}"
+        for ends, which, ok in groups
+        if ends
     ]
-    if between:
-        parts.append(f"of {len(between)} in between, {between.count(True)} learned")
     return f"Here, {'; '.join(parts)}. The bounds come from earlier trials; this is a correlation, not a cause."
 
 
