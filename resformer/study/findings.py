@@ -153,16 +153,25 @@ def overview(settings: Sequence[Setting]) -> str:
     comparable = [s for s in settings if s.chance.threshold is not None and s.finished]
     if not comparable:
         return f"{len(settings)} settings; none has finished runs with a constant guess to compare with."
-    by_count: dict[int, list[str]] = {}
+    by_count: dict[tuple[int, int], list[str]] = {}  # settings in which it learns there, and in which it ran there
     for arm in dict.fromkeys(arm for setting in comparable for arm in setting.arms):
-        count = sum(s.learns_to(arm) == s.deepest for s in comparable if arm in s.arms)
+        ran = [s for s in comparable if arm in s.arms and s.cells[arm, s.deepest].finished]
+        count = sum(s.learns_to(arm) == s.deepest for s in ran)
         control = any(arm in setting.controls for setting in comparable)
-        by_count.setdefault(count, []).append(f"{arm} (control)" if control else arm)
+        by_count.setdefault((count, len(ran)), []).append(f"{arm} (control)" if control else arm)
+
+    def order(item: tuple[tuple[int, int], list[str]]) -> tuple[float, int]:
+        (count, ran), _ = item
+        return -count / ran if ran else 1.0, -ran
+
     parts = [
-        f"{joined(names)} in {f'{count} of {len(comparable)}' if count else 'none'}"
-        for count, names in sorted(by_count.items(), reverse=True)
+        f"{joined(names)} " + (f"in {count or 'none'} of {ran}" if ran else "not run there")
+        for (count, ran), names in sorted(by_count.items(), key=order)
     ]
-    return f"Settings in which a scheme still learns at the greatest depth: {'; '.join(parts)}."
+    depths = {setting.deepest for setting in comparable}
+    at = f"depth {depths.pop()}" if len(depths) == 1 else "the greatest depth"
+    of = ", of those in which it ran there" * (len({ran for _, ran in by_count}) > 1)
+    return f"Settings in which a scheme still learns at {at}{of}: {'; '.join(parts)}."
 
 
 def reach(setting: Setting, arm: str) -> tuple[str, str]:
@@ -197,7 +206,7 @@ def collapse(setting: Setting) -> str:
         (between, "with one in between", True),
     )
     parts = [
-        f"of {counted(len(ends), 'run')} {which} {ends.count(ok)} {'learned' if ok else 'failed to learn'}"
+        f"of {counted(len(ends), 'run')} {which}, {ends.count(ok)} {'learned' if ok else 'failed to learn'}"
         for ends, which, ok in groups
         if ends
     ]

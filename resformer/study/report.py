@@ -100,14 +100,15 @@ def to_know(document: Document) -> Iterator[str]:
         yield f"{left} of {found['planned']} runs have no result yet{under_way}: the report is partial"
 
 
-def breakable(name: str) -> Markup:
-    """A name, escaped, that a narrow column may break after _ : and ,"""
-    return Markup(re.sub(r"([_:,])", r"\1<wbr>", str(escape(name))))
+def breakable(text: str) -> Markup:
+    """Text, escaped, whose names may be broken after : and , and on a phone after _ too."""
+    broken = re.sub(r"([:,])(?=[^\s&])", r"\1<wbr>", str(escape(text)))
+    return Markup(broken.replace("_", '_<wbr class="narrow">'))
 
 
 def aside(text: str) -> Markup:
-    """A sentence, escaped, with what stands in parentheses made small."""
-    return Markup(re.sub(r"(\([^()]*\))", r"<small>\1</small>", str(escape(text))))
+    """A sentence, escaped and `breakable`, with what stands in parentheses made small."""
+    return Markup(re.sub(r"(\([^()]*\))", r"<small>\1</small>", str(breakable(text))))
 
 
 def palette() -> dict[str, str]:

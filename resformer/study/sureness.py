@@ -123,9 +123,15 @@ def controls_overview(settings: Sequence[Setting], endpoint: str) -> str:
 
 def seeds(settings: Sequence[Setting]) -> str:
     """How many seeds the cells of a study have."""
-    counts = [len(cell.finished) for setting in settings for cell in setting.cells.values()]
+    counts = [len(cell.finished) for setting in settings for cell in setting.cells.values() if cell.runs]
     low, high = min(counts), max(counts)
-    return f"Seeds a cell: {low if low == high else f'{low} to {high}'}."
+    missing = [setting for setting in settings if _coverage(setting)]
+    partial = f" Not all runs have finished: {joined(map(_share, missing))}." if missing else ""
+    return f"Seeds a cell: {low if low == high else f'{low} to {high}'}.{partial}"
+
+
+def _share(setting: Setting) -> str:
+    return f"{len(setting.finished)} of {len(setting.runs)} on {title(setting)}"
 
 
 def _seed_counts(setting: Setting) -> str:
