@@ -46,6 +46,7 @@ def serve(connection: Connection, function: Function | str, slot: Slot) -> None:
     and a fresh process is safe.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches every process; the parent decides
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     carry_out = prepared(function, slot)
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -86,7 +87,6 @@ def attempt(
     with open(directory / LOG, "a") as log:
         if not _claim(log, patience) or done(run, directory):
             return "elsewhere"
-        log.truncate(0)
         error.unlink(missing_ok=True)
         if result.exists():  # cut off, or of another version or run: not counted, and not thrown away either
             result.replace(rejected(directory))
@@ -157,6 +157,18 @@ def rejected(directory: Path) -> Path:
     while (path := directory / f"rejected-{number}.json").exists():
         number += 1
     return path
+
+
+def note(directory: Path, line: str) -> None:
+    """Add a line to the log of a run that no process is at."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / LOG, "a") as log:
+        log.write(f"{line}\n")
+
+
+def _leave(number: int, frame: object) -> None:
+    """End in the ordinary way, in which semaphores are given back: tqdm makes one in every process that has a bar."""
+    sys.exit(128 + number)
 
 
 def _end_with_parent() -> None:
