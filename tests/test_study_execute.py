@@ -63,6 +63,7 @@ def fake(run: Run | Encoder, directory: Path, micro_batch_size: int | None) -> N
     if behaviour == "nothing":
         return
     while behaviour == "hang" and asked.read_text() == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in training, which would save first
         time.sleep(0.02)
     if behaviour.startswith("hold"):  # no more than so many examples, or it says so in these words
         most, _, words = behaviour.removeprefix("hold ").partition(" ")

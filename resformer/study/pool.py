@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from resformer.study.worker import Function, Slot, Unit, note, record, serve, smaller
+from resformer.study.worker import LEAVE, Function, Slot, Unit, note, record, serve, smaller
 
 AGAIN = "it is begun again, in a fresh process"
 RETRIES = 1  # of a run whose process died, as by the kernel where memory ran out; one that raises is not tried again
@@ -92,7 +92,7 @@ class Pool:
     def close(self) -> None:
         """End the processes, with what they have not finished."""
         for worker in self.workers:
-            worker.process.terminate()
+            worker.leave()
         for worker in self.workers:
             worker.end()
         self.workers.clear()
@@ -151,6 +151,11 @@ class _Worker:
             return self.connection.recv() if self.connection.poll() else None
         except (EOFError, OSError):
             return None
+
+    def leave(self) -> None:
+        """Have the process end in the ordinary way, whatever it is at."""
+        if (pid := self.process.pid) is not None and self.process.is_alive():
+            os.kill(pid, LEAVE)
 
     def end(self, seconds: float = 10) -> int | None:
         """See to it that the process ends; its exit code."""

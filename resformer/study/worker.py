@@ -27,6 +27,7 @@ from resformer.study.results import finished, read_result, run_id
 Unit = Run | Encoder  # what is carried out
 Function = Callable[[Any, Path, int | None], Any]
 LOG = "log.txt"  # also what is locked while a process is at a run
+LEAVE = signal.SIGUSR2  # to a worker whose study is over; SIGTERM a run takes, to save what it has first
 # What torch says in errors of other kinds when memory ran out: of the CPU's allocator, of CUDA, of cuBLAS.
 NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -46,7 +47,7 @@ def serve(connection: Connection, function: Function | str, slot: Slot) -> None:
     and a fresh process is safe.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches every process; the parent decides
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(LEAVE, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     carry_out = prepared(function, slot)
     with contextlib.suppress(EOFError, BrokenPipeError):
