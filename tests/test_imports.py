@@ -42,6 +42,7 @@ LIGHT = {
     "study/condition.py",
     "study/pretraining.py",
     "study/selection.py",
+    "study/kept.py",
     "study/results.py",
     "study/execute.py",
     "study/ray_pool.py",

@@ -56,6 +56,7 @@ def compare(
 
     from resformer.study.execute import execute
     from resformer.study.file import read_study
+    from resformer.study.kept import as_toml, file_name
     from resformer.study.pool import slots
 
     quiet()
@@ -73,14 +74,17 @@ def compare(
     }
     part, own = _shard(shard), slots(workers)
     torch.set_num_threads(own[0].threads)  # what is built and timed here is as it will be in a worker
-    plan = read_study(study, {name: value for name, value in axes.items() if value is not None} | settings, say)
+    given = {name: value for name, value in axes.items() if value is not None} | settings
+    plan = read_study(study, given, say)
     if dry_run:
         from resformer.study.forecast import forecast
 
         show(forecast(plan, output, workers=len(own), say=say))
         return
+    file = as_toml(plan) if study is None or given else study.read_text(encoding="utf-8")
+    command = _command(study, output / file_name(file))
     tally = execute(
-        plan, output, executor=executor, workers=workers, shard=part, command=_command(), say=say, address=address
+        plan, output, executor=executor, workers=workers, shard=part, command=command, file=file, address=address
     )
     _tell_tally(tally)
     report(output)
@@ -159,6 +163,8 @@ def _tell_tally(tally: Any) -> None:
     typer.echo("runs: " + ", ".join(f"{n} {what}" for what, n in counts.items() if n or what in ("finished", "failed")))
     for run, error in tally.failed.items():
         typer.echo(f"  {run}: {error}", err=True)
+    if tally.elsewhere:
+        say("not complete: another process is at the rest, in the same folder; start again when that has ended")
 
 
 def _read(kind: type, text: Any) -> Any:
@@ -178,5 +184,7 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return int(i), int(n)
 
 
-def _command() -> str:
-    return shlex.join(["resformer", *sys.argv[1:]])
+def _command(study: Path | None, kept: Path) -> str:
+    """As it was typed, but of the study file that is kept, since that of the user may change."""
+    typed = sys.argv[1:]
+    return shlex.join(["resformer", *(str(kept) if study and Path(word) == study else word for word in typed)])

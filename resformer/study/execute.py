@@ -46,6 +46,7 @@ def execute(
     workers: int | None = None,
     shard: tuple[int, int] | None = None,
     command: str | None = None,
+    file: str | None = None,
     function: Function | str = RUN,
     say: Callable[[str], None] | None = None,
     address: str | None = None,
@@ -58,6 +59,7 @@ def execute(
     shard     (i, n): only every n-th condition, from condition i, with all its runs; 0 <= i < n. The n shards are
               disjoint and complete, and none needs another
     command   how the user asked for this, recorded in study.json
+    file      the text of the study file, kept beside study.json; None: one that asks for `study` is written
     function  called as `function(run, directory, micro_batch_size)` in a worker process; it leaves a valid result.json
               in the directory, and raises if it cannot. Given itself (a function of a module) or as "module:name"
     say       is told where the data of each task were found
@@ -80,7 +82,7 @@ def execute(
 
         study = resolve(study, say)
     output = Path(output).absolute()
-    open_study(output, study, command)
+    open_study(output, study, command, file)
     part = study.conditions()[i::n]
     with contextlib.closing(pool):
         return _carry_out([(study, part)], output, pool, lambda run, result: not result.finished)
@@ -184,6 +186,9 @@ def _carry_out(
                     progress.start(run)
                     continue
                 result = look(run)
+                if event == "elsewhere" and result.finished:  # by the other process, since this one looked
+                    event = "skipped"
+                    skipped.append(run)
                 progress.advance(run, event, result)
                 ended[event] += 1
                 if event == "failed":
