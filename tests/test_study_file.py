@@ -102,10 +102,10 @@ batch = 3
         "9": "seeds must be a whole number of at least 1, got 0",
         "10": "learning_rates must be a finite number above 0, got -1",
         "11": "unknown key 'widht'. Did you mean 'width'?",
-        "12": "option 'dropout'",
+        "12": "dropout must be a number, got 'much'",
         "13": "unknown schedule 'lineer'",
         "16": "/nowhere/text.txt",
-        "18": "unknown key 'batch' of [pretraining]",
+        "18": "[pretraining] unknown key 'batch'",
     }
     assert len(told) == len(begins)
     for line, (place, words) in zip(told, begins.items(), strict=True):
@@ -119,7 +119,10 @@ batch = 3
         ("", "schemes: give at least one"),
         ("schemes = [", "is no TOML file"),
         ('schemes = ["pre_ln"]\ndepths = [1]\ntasks = ["sentiment"]\npretraining = 3', "must be a table"),
-        ('schemes = ["pre_ln"]\ndepths = [1]\ntasks = ["sentiment"]\n[pretraining]\nsteps = 3', "needs corpus"),
+        (
+            'schemes = ["pre_ln"]\ndepths = [1]\ntasks = ["sentiment"]\n[pretraining]\nsteps = 3',
+            "[pretraining] corpus",
+        ),
         (SMALL + 'protocol = "mine"', "unknown protocol 'mine'"),
         (SMALL + 'family = "electro"', "electra"),
         (SMALL + 'model = "/nowhere"', "/nowhere"),

@@ -81,7 +81,7 @@ def execute(
         study = resolve(study, say)
     output = Path(output).absolute()
     open_study(output, study, command)
-    part = study.conditions()[i::n]
+    part = study.piece(i, n)
     with contextlib.closing(pool):
         return _carry_out([(study, part)], output, pool, lambda run, result: not result.finished)
 
