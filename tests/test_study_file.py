@@ -251,7 +251,7 @@ def test_a_checkpoint_is_patched_with_each_scheme(tmp_path, written):
     with pytest.raises(ValueError, match="3 things are wrong") as error:
         read_study(path, {"depths": [2], "schemes": ["identity", "rezro"]})
     begins = ("--schemes: unknown scheme 'rezro'", "--depths: depths [2] of a checkpoint with 3 layers",
-              f"{path}, line 5: width must be left out where a checkpoint brings the model, got 3")  # fmt: skip
+              f"{path}, line 6: width must be left out where a checkpoint brings the model, got 3")  # fmt: skip
     assert all(begin in str(error.value) for begin in begins)
 
 
