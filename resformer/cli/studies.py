@@ -48,7 +48,7 @@ def compare(
     workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster. [default: one of its own]")] = None,
-    shard: Annotated[str | None, typer.Option(help="I/N: only every N-th cell, from cell I; for job arrays.")] = None,
+    shard: Annotated[str | None, typer.Option(help="I/N: piece I of N, from 0 to N - 1; for job arrays.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and what it takes.")] = False,
 ) -> None:
     """Train schemes x depths x tasks x seeds, each cell at the learning rate that suits it, and report."""
@@ -178,9 +178,9 @@ def _read(kind: type, text: Any) -> Any:
 def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    i, slash, n = text.partition("/")
-    if not (slash and i.isdigit() and n.isdigit()):
-        raise ValueError(f"--shard must be I/N, such as 0/4, got {text!r}")
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise ValueError(f"--shard must be I/N with I from 0 to N - 1, such as 0/4, the first of four; got {text!r}")
     return int(i), int(n)
 
 
