@@ -65,10 +65,10 @@ def execute(
     say       is told where the data of each task were found
     address   of a Ray cluster; None: a Ray is started for this study
 
-    A run that raises, or whose process dies twice, leaves error.json; the others go on, and it is tried again at the next
-    start. One whose memory does not hold its batch is run at once in smaller parts of it, which its result says. What
-    runs print goes to log.txt in their directories. On Ctrl-C the workers are ended, with what they have not finished,
-    and `KeyboardInterrupt` is raised.
+    A run that raises, or whose process dies twice, leaves error.json; the others go on, and it is tried again at the
+    next start. One whose memory does not hold its batch is run at once in smaller parts of it, which its result says.
+    What runs print goes to log.txt in their directories. On Ctrl-C the workers are ended, with what they have not
+    finished, and `KeyboardInterrupt` is raised.
 
     A study without facts is resolved first (see `resolve`). Raises `ValueError` before any work if it names what does
     not exist, or `output` holds something else; `RuntimeError` if no worker process can start.
