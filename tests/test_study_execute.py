@@ -124,7 +124,7 @@ def output(tmp_path):
     return tmp_path / "out"
 
 
-def until(condition, seconds: float = 60) -> None:
+def until(condition, seconds: float = 180) -> None:
     """Wait for something that is bound to happen."""
     end = time.monotonic() + seconds
     while not condition():

@@ -70,7 +70,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, content):
         (output / "thesis.tex").write_text("")
     else:
         output.write_text("")
-    with pytest.raises(ValueError, match="holds no study"):
+    with pytest.raises(ValueError, match="choose a new or empty folder"):
         forecast(small(), output, workers=1)
 
 

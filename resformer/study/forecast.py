@@ -20,7 +20,7 @@ from rich.table import Table
 
 from resformer.study.plan import Run, Study, arm
 from resformer.study.pretraining import Encoder
-from resformer.study.results import Result, read_result, read_study
+from resformer.study.results import Result, check_output, read_result
 from resformer.study.run import HELD_OUT, at_initialisation, encoder_parts, parts, prepare, prepare_text
 from resformer.study.selection import chosen
 from resformer.study.stats import FEWEST, detectable
@@ -116,8 +116,7 @@ def forecast(study: Study, output: Path, *, workers: int, say: Say = lambda text
 
     Raises `ValueError` if `output` holds something else than a study.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        read_study(output)
+    check_output(output)
 
     def look(run: Run | Encoder) -> Result:
         return read_result(output / "runs" / run.id)
