@@ -63,17 +63,20 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
 
 def checked(option: str, value: Any, hint: Any, where: str) -> Any:
     """The value, if it is of the type; else a ValueError."""
+    if (wanted := misfit(value, hint)) is None:
+        return value
+    raise ValueError(f"option {option!r} of {where} must be {wanted}, got {value!r}")
+
+
+def misfit(value: Any, hint: Any) -> str | None:
+    """What is wanted in place of a value that is not of the type; None for one that is."""
     if NoneType in typing.get_args(hint):  # X | None
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not NoneType)
     if typing.get_origin(hint) is list:
         (kind,) = typing.get_args(hint)
         fits = isinstance(value, list) and value and all(_is(one, kind) for one in value)
-        wanted = f"a list, each of it {WORDS[kind]}"
-    else:
-        fits, wanted = _is(value, hint), WORDS[hint]
-    if fits:
-        return value
-    raise ValueError(f"option {option!r} of {where} must be {wanted}, got {value!r}")
+        return None if fits else f"a list, each of it {WORDS[kind]}"
+    return None if _is(value, hint) else WORDS[hint]
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -37,6 +37,22 @@ def parse_scheme(text: str) -> tuple[str, dict[str, Any]]:
     return name, read
 
 
+def write_scheme(name: str, options: dict[str, Any]) -> str:
+    """The text that `parse_scheme` reads as this, the same for equal options: sorted by name, text without quotes."""
+    written = ",".join(f"{key}={_written(value)}" for key, value in sorted(options.items()))
+    return f"{name}:{written}" if options else name
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        bare = isinstance(value, str) and parse_scheme(f"scheme:option={value}")[1] == {"option": value}
+    except ValueError:
+        bare = False
+    return value if bare else repr(value)
+
+
 def with_options(scheme: str | None, options: str | None) -> str | None:
     """A scheme as `parse_scheme` reads it, with the options of a JSON object, such as '{"bias": 0}'.
 

@@ -203,8 +203,8 @@ WRONG = [
         "divisor",
     ),
     (
-        ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--shard", "4", "--output", "x"),
-        "I/N",
+        ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--shard", "2/2", "--output", "x"),
+        "I from 0 to N - 1",
     ),
     (("finetune", "--model", "MODEL", "--task", "mprc", "--output", "x"), "'mrpc'"),
     (("finetune", "--model", "MODEL", "--task", "mrpc", "--data", "nowhere", "--output", "x"), "nowhere"),

@@ -15,7 +15,9 @@ def test_the_t_interval_covers_the_truth_as_often_as_it_says(n: int) -> None:
     assert 0.93 <= 1 - missed / len(draws) <= 0.97
 
 
-@pytest.mark.parametrize(("runs", "failing"), MEASURED)
+@pytest.mark.parametrize(
+    ("runs", "failing"), [case if case[0] == 10 else pytest.param(*case, marks=pytest.mark.slow) for case in MEASURED]
+)
 def test_the_bootstrap_covers_what_was_measured(runs: int, failing: float) -> None:
     found = bootstrap_coverage(runs, failing, np.random.default_rng(1), trials=250)
     assert found == pytest.approx(MEASURED[runs, failing], abs=0.05)

@@ -102,10 +102,10 @@ batch = 3
         "9": "seeds must be a whole number of at least 1, got 0",
         "10": "learning_rates must be a finite number above 0, got -1",
         "11": "unknown key 'widht'. Did you mean 'width'?",
-        "12": "option 'dropout'",
+        "12": "dropout must be a number, got 'much'",
         "13": "unknown schedule 'lineer'",
         "16": "/nowhere/text.txt",
-        "18": "unknown key 'batch' of [pretraining]",
+        "18": "[pretraining] unknown key 'batch'",
     }
     assert len(told) == len(begins)
     for line, (place, words) in zip(told, begins.items(), strict=True):
@@ -114,12 +114,70 @@ batch = 3
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('schemes = ["pre_ln", 3]\ndepths = [0, "three", 2]\ntasks = "sentiment"\nseeds = []',
+         ["1: schemes must be text, got 3", "2: depths must be a whole number, got 'three'",
+          "2: depths must be a whole number of at least 1, got 0", "3: tasks must be a list, each of it text",
+          "4: seeds must be a whole number, got []"]),
+        ('schemes = []\ndepths = ["a"]\ntasks = ["sentimnt"]\nlearning_rates = []',
+         ["1: schemes must be a list of at least one, got []", "2: depths must be a whole number, got 'a'",
+          "3: unknown task 'sentimnt'", "4: learning_rates must be a list of at least one, got []"]),
+        ('family = "brt"\nschemes = ["rezero",\n "highwy"]\ndepths = [1]\ntasks = ["sentiment"]\nbaseline="highwy"',
+         ["1: unknown family 'brt'", "3: unknown scheme 'highwy'"]),
+        (SMALL.replace("heads = 2", 'family = "modernbert"\nheads = 16'), ["9: family 'modernbert' turns"]),
+        (SMALL + "seeed = 3\nwidth-inits = []\n[pretrain]\nsteps = 1",
+         ["10: unknown key 'seeed'. Did you mean 'seeds'", "11: unknown key 'width-inits'. Did you mean",
+          "12: unknown key 'pretrain'. Did you mean 'pretraining'"]),
+        ('width = 0\nheads = 3\nschemes = ["rezero", "rezero"]\ndepths = [1]\ntasks = ["sentiment"]',
+         ["1: width must be a whole number of at least 1, got 0", "3: schemes has 'rezero' more than once"]),
+        (SMALL + "batch-size = 2\nbatch_size = 2", ["10: batch_size is there twice, with - and with _"]),
+        (SMALL + "[pretraining]\nsteps = 0\nwarmup = 1", ["10: [pretraining] corpus, the text, is missing",
+         "11: [pretraining] steps must be a whole number of at least 1, got 0", "12: [pretraining] warmup must be"]),
+        (SMALL + "train_size = 1", ["10: no slice can be held out of the 1 training examples"]),
+    ],
+)  # fmt: skip
+def test_each_thing_is_told_once_at_its_own_line(written, text, told):
+    path, said = written(text), []
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        read_study(path, say=said.append)
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    lines = lines[1:] if "things are wrong" in lines[0] else lines
+    assert len(lines) == len(told)
+    for line, begin in zip(lines, told, strict=True):
+        assert line.startswith(f"{path}, line {begin}")
+    assert not any("no control" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("", "samples of 128 tokens, with 512 to be held out: too few for one batch of 32"),
+        ("length = 2", "line 12: [pretraining] length=2 leaves no room"),
+        ("vocabulary = 9", "line 12: [pretraining] vocab_size=9 is too small"),
+        ('schedule = "lin"\nlength = 16', "line 12: [pretraining] unknown schedule 'lin'"),
+    ],
+)
+def test_pretraining_that_cannot_be_is_refused_before_any_run(written, tmp_path, monkeypatch, table, says):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("\n\n".join(f"the cat {n} sat on mat {7 * n}" for n in range(60)))
+    path = written(f"{SMALL}[pretraining]\ncorpus = [{str(tmp_path / 'text.txt')!r}]\n{table}")
+    with pytest.raises(ValueError, match="pretraining") as error:
+        read_study(path)
+    assert str(error.value).count("too few") <= 1
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "schemes: give at least one"),
         ("schemes = [", "is no TOML file"),
         ('schemes = ["pre_ln"]\ndepths = [1]\ntasks = ["sentiment"]\npretraining = 3', "must be a table"),
-        ('schemes = ["pre_ln"]\ndepths = [1]\ntasks = ["sentiment"]\n[pretraining]\nsteps = 3', "needs corpus"),
+        (
+            'schemes = ["pre_ln"]\ndepths = [1]\ntasks = ["sentiment"]\n[pretraining]\nsteps = 3',
+            "[pretraining] corpus",
+        ),
         (SMALL + 'protocol = "mine"', "unknown protocol 'mine'"),
         (SMALL + 'family = "electro"', "electra"),
         (SMALL + 'model = "/nowhere"', "/nowhere"),
@@ -189,5 +247,29 @@ def test_a_checkpoint_is_patched_with_each_scheme(tmp_path, written):
     torch.testing.assert_close(hidden[2], hidden[0])
     assert "rezero" in str(describe(models["rezero"]))
 
-    with pytest.raises(ValueError, match=r"depths \[2\] of a checkpoint with 3 layers"):
-        read_study(written(f"{text}{str(tmp_path / 'plain')!r}\ndepths = [2]"))
+    path = written(f"{text}{str(tmp_path / 'plain')!r}\nwidth = 3")
+    with pytest.raises(ValueError, match="3 things are wrong") as error:
+        read_study(path, {"depths": [2], "schemes": ["identity", "rezro"]})
+    begins = ("--schemes: unknown scheme 'rezro'", "--depths: depths [2] of a checkpoint with 3 layers",
+              f"{path}, line 6: width must be left out where a checkpoint brings the model, got 3")  # fmt: skip
+    assert all(begin in str(error.value) for begin in begins)
+
+
+def test_a_checkpoint_with_identity_is_patched_as_the_host_it_is(tmp_path, written):
+    _, words = prepare("sentiment", None, 128)
+    text = f'schemes = ["rezero"]\ntasks = ["sentiment"]\nsteps = 2\nmodel = {str(tmp_path)!r}\n'
+    words.save_pretrained(tmp_path)
+    patched = resformer.build_encoder(3, 16, heads=2, tokenizer=words)
+    patched.save_pretrained(tmp_path)
+    (run, *_) = read_study(written(text)).runs({})
+    model = parts(replace(run, learning_rate=1e-3))[0]
+    assert "rezero" in str(describe(model))
+    ids = {"input_ids": torch.tensor([[2, 7, 8, 3]])}
+    hidden = [one.eval()(**ids).last_hidden_state for one in (patched, model.base_model)]
+    torch.testing.assert_close(hidden[1], hidden[0])
+
+    shutil.rmtree(tmp_path)
+    resformer.build_encoder(3, 16, "highway", heads=2, tokenizer=words).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"study.toml, line 4: model .* is patched with 'highway' already"):
+        read_study(written(text))

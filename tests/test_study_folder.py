@@ -14,6 +14,7 @@ from resformer.cli import main
 from resformer.files import write_json_atomically
 from resformer.study.merge import merge
 from resformer.study.plan import Run, Study
+from resformer.study.pretraining import Pretraining
 from resformer.study.results import open_study, read_result, read_results, read_study
 from resformer.study.status import status
 from resformer.study.worker import attempt
@@ -64,6 +65,27 @@ def test_status_counts_cell_by_cell_within_80_columns(tmp_path, capsys):
     assert "2/3" in " ".join(shown)
     assert "1 of 6 cells and 23 of 30 runs done (with tuning), 1 failed, 6 missing" in shown
     assert "`resformer study retry` runs the failures again" in shown
+
+
+def test_status_has_the_encoders_that_the_study_pretrains(tmp_path, capsys):
+    study = replace(LONG, schemes=("plain", "pre_ln"), pretraining=Pretraining(("text",), seeds=2))
+    output = tmp_path / "out"
+    open_study(output, study)
+    good, *bad = study.encoders()[:3]
+    put(output, good)
+    for encoder in bad:
+        directory(output, encoder).mkdir(parents=True)
+        write_json_atomically(directory(output, encoder) / "error.json", {"config": {}, "error": "ValueError: no text"})
+    shown = lines(output, capsys)
+    assert all(len(line) <= 80 for line in shown)
+    rows = [line.split() for line in shown[1:5]]
+    assert rows == [
+        ["8", "pre-training", "plain", "1/2", "1"], ["8", "pre-training", "pre_ln", "0/2", "1", "1"],
+        ["2", "pre-training", "plain", "0/2", "1", "1"], ["2", "pre-training", "pre_ln", "0/2", "2"],
+    ]  # fmt: skip
+    said = " ".join(" ".join(shown).split())
+    assert "0 of 4 cells and 1 of 28 runs done (with tuning and pre-training), 2 failed, 25" in said
+    assert f"failed: {bad[0].id} (pre_ln, depth 8, pre-training, seed 0) and 1 more: ValueError: no text" in said
 
 
 def test_status_marks_a_rate_at_the_end_of_the_grid(tmp_path, capsys):
@@ -125,6 +147,7 @@ def test_shards_of_machines_without_a_shared_disk_are_merged(tmp_path, capsys):
         main(["study", "merge", str(main_output), str(tmp_path / "part-0"), str(tmp_path / "part-1")])
     assert capsys.readouterr().out == "20 runs copied, 0 found twice with the same result\n"
     assert content(main_output) == content(filled(tmp_path / "whole", study))
+    assert len(list(main_output.glob("study-*.toml"))) == 1
     assert [entry["command"] for entry in read_study(main_output)] == ["compare --shard 0/2", "compare --shard 1/2"]
     assert all((path / "log.txt").exists() and (path / "config.json").exists() for path in main_output.glob("runs/*"))
     assert go(main_output, study).skipped == 20

@@ -71,6 +71,29 @@ def test_runs_are_balanced_over_seeds_and_start_with_the_deepest():
     assert {run.condition for run in runs[:12]} == {run.condition for run in runs}
 
 
+def test_options_in_any_order_make_the_same_run():
+    texts = ["highway:bias=-2,coupled=true", "highway: coupled=True, bias=-2"]
+    first, second = (study(schemes=("pre_ln", text), baseline=text) for text in texts)
+    assert [run.id for run in first.runs({})] == [run.id for run in second.runs({})]
+    assert first.baseline == second.baseline == texts[0]
+    assert study(schemes=("hybrid:placement='pre',x=(1, 2)", "rezero")).schemes == (
+        "hybrid:placement=pre,x=(1, 2)",
+        "rezero",
+    )
+    assert study(learning_rates=(1e-3,)).runs({})[0].config["scheme"] == "plain"
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_pieces_are_even_and_no_arm_or_depth_falls_to_one(n):
+    one = study(schemes=tuple("abcd"), depths=(2, 4, 8), tasks=("sentiment", "agreement"))
+    pieces = [one.piece(i, n) for i in range(n)]
+    assert sorted(str(c) for piece in pieces for c in piece) == sorted(map(str, one.conditions()))
+    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+    for name in ("scheme", "depth", "task"):
+        for value in {getattr(condition, name) for condition in one.conditions()}:
+            assert sum(any(getattr(c, name) == value for c in piece) for piece in pieces) > 1, (name, value)
+
+
 def test_controls_and_arms():
     one = study(controls=True, facts=Facts(wider={"2": 0, "8": 3, "16": 5}))
     wider = [condition for condition in one.conditions() if condition.extra_ffn]
@@ -170,9 +193,14 @@ def test_a_study_goes_through_json(pretraining):
         ({"depths": (2, 2.5)}, ["depths must be a whole number of at least 1, got 2.5"]),
         ({"depths": ()}, ["depths must be a list of at least one, got ()"]),
         ({"schemes": "rezero"}, ["schemes must be a list of at least one, got 'rezero'"]),
-        ({"schemes": ["a:x=1,y=2", "b", "a:y=2, x=1"]}, ["schemes has 'a:x=1,y=2' 2 times; give each once"]),
-        ({"tasks": ["sentiment", "sentiment"]}, ["tasks has 'sentiment' 2 times; give each once"]),
-        ({"depths": (2, 8, 8)}, ["depths has 8 2 times; give each once"]),
+        ({"schemes": ["a:x=1,y=2", "b", "a:y=2, x=1"]},
+         ["schemes has 'a:y=2, x=1' more than once, also written as 'a:x=1,y=2'; give each once"]),
+        ({"tasks": ["sentiment", "sentiment"]}, ["tasks has 'sentiment' more than once; give each once"]),
+        ({"schemes": ("a", "a", "b", "c", "c")},
+         ["schemes has 'a' more than once; give each once", "schemes has 'c' more than once; give each once"]),
+        ({"learning_rates": (1, 1.0)}, ["learning_rates has 1.0 more than once, also written as 1; give each once"]),
+        ({"schemes": (3,)}, ["schemes must be names of schemes, got 3"]),
+        ({"depths": (2, 8, 8)}, ["depths has 8 more than once; give each once"]),
         ({"learning_rates": (float("nan"),)}, ["learning_rates must be a finite number above 0, got nan"]),
         ({"weight_inits": ("zero",)}, ["weight_inits must be among bert, xavier, width_scaled, got 'zero'"]),
         ({"endpoint": "speed"}, ["endpoint must be among score, train_loss, got 'speed'"]),

@@ -1,6 +1,7 @@
 """The report: its page, its sentences and its files, on studies with made-up outcomes."""
 
 import csv
+import fcntl
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from study_folders import (
     ended,
     full,
     planned,
+    put,
     study,
     told,
     write_study,
@@ -54,8 +56,8 @@ def test_the_first_screen_says_which_scheme_to_what_depth_and_how_sure(written):
     _, page = written
     (heading,) = page.texts("h1")
     assert heading == (
-        "Settings in which a scheme still learns at the greatest depth: pre_ln and pre_ln + wider ffn (control) in "
-        "2 of 2; rezero and static_mix (control) in 1 of 2."
+        "Settings in which a scheme still learns at depth 24, of those in which it ran there: pre_ln and "
+        "pre_ln + wider ffn (control) in 2 of 2; static_mix (control) in 1 of 1; rezero in 1 of 2."
     )
     header = page.texts("header")[0]
     assert "No scheme is shown to beat every control (static_mix; pre_ln + wider ffn) on any setting" in header
@@ -63,7 +65,7 @@ def test_the_first_screen_says_which_scheme_to_what_depth_and_how_sure(written):
         "Of 18 declared comparisons with pre_ln by score none shows a difference after Holm's correction; "
         "3 of the 17 that could be tested have intervals of their own that exclude zero."
     ) in header
-    assert "Seeds a cell: 0 to 3." in header
+    assert "Seeds a cell: 0 to 3. Not all runs have finished: 33 of 36 on agreement." in header
     table = page.texts("table")[0]
     assert "rezero 12 of 24 −0.057 ± 0.567 at 24 24 of 24 +0.090 ± 0.066 at 24" in table
 
@@ -270,6 +272,11 @@ def scored(table):
             {"pre_ln": {0: 0.60, 1: 0.61, 2: 0.62, 3: 0.99}, "rezero": {0: 0.65, 1: 0.67, 2: 0.66}},
             "At depth 8 rezero scores highest on the 3 seeds they share: its paired differences",
         ),
+        # plain has too few seeds, which is no reason not to rank the others
+        (
+            {"pre_ln": {0: 0.6, 1: 0.61, 2: 0.62}, "rezero": {0: 0.65, 1: 0.67, 2: 0.66}, "plain": {0: 0.7, 1: 0.7}},
+            "At depth 8 rezero scores highest of pre_ln and rezero: its paired differences",
+        ),
         # 0.1 each, but for rounding
         (
             {"pre_ln": {0: 0.6, 1: 0.7, 2: 0.8}, "rezero": {0: 0.7, 1: 0.8, 2: 0.9}},
@@ -286,7 +293,7 @@ def scored(table):
     ],
 )
 def test_the_order_of_the_schemes_that_learn(tmp_path, table, says):
-    path = write_study(tmp_path / "runs", study(("pre_ln", "rezero"), (8,), 4), outcome=scored(table))
+    path = write_study(tmp_path / "runs", study(tuple(table), (8,), 4), outcome=scored(table))
     assert says in told(path)
 
 
@@ -319,6 +326,48 @@ def test_whether_a_scheme_beats_the_controls(tmp_path, seeds, gain, says):
     assert says in told(write_study(tmp_path / "runs", three, outcome=outcome))
 
 
+def test_a_scheme_with_too_few_seeds_is_no_reason_to_say_nothing_of_the_others(tmp_path):
+    gains = {"pre_ln": (0, 0, 0), "static_mix": (0.01, 0, -0.01), "rezero": (0.3, 0.31, 0.29), "deepnorm": (0.2,)}
+
+    def outcome(run):
+        own = gains[run.condition.scheme]
+        return ended(run, 0.6 + 0.001 * run.seed**2 + own[run.seed], 0.3) if run.seed < len(own) else None
+
+    text = told(write_study(tmp_path / "runs", study(tuple(gains), (4,), 3), outcome=outcome))
+    assert "rezero beats the control (static_mix) at depth 4" in text
+
+
+def test_intervals_that_leave_the_panel_are_said_to(tmp_path):
+    def wide(run):
+        return ended(run, (0.5, 0.9, 0.7)[run.seed])
+
+    path = write_study(tmp_path / "runs", study(("pre_ln",), (2,), 3), outcome=wide)
+    notes = Page(html(study_document(path))).texts("p", class_="note")
+    assert any("Intervals that leave the panel are cut off at its edge." in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("gain", "says"),
+    [((0.1, 0.11, 0.12), "finds rezero better."), ((0.1, -0.1, 0.0), "shows no difference."), ((0.1,) * 3, "spread")],
+)
+def test_one_comparison_is_called_one(tmp_path, gain, says):
+    def outcome(run):
+        return ended(run, 0.6 + (run.condition.scheme == "rezero") * gain[run.seed], 0.3)
+
+    text = told(write_study(tmp_path / "runs", study(("pre_ln", "rezero"), (8,), 3), outcome=outcome))
+    (line,) = [line for line in text.splitlines() if line.startswith("The one declared comparison")]
+    assert line.startswith("The one declared comparison, rezero with pre_ln at depth 8 by score,")
+    assert says in line
+
+
+def test_no_minus_is_a_hyphen(written):
+    """In numbers of the page; names and commands may have them."""
+    _, page = written
+    texts = [*page.texts("td", class_="num"), *page.texts("p"), *page.texts("li")]
+    assert any("−0." in text for text in texts)
+    assert not [text for text in texts if re.search(r"(?<!\w)-\d", text)]
+
+
 def test_chance_and_losses_far_above_it_are_told_apart(tmp_path):
     losses = {"pre_ln": 0.2, "plain": 0.7, "post_ln": 7.3}
 
@@ -334,7 +383,11 @@ def test_chance_and_losses_far_above_it_are_told_apart(tmp_path):
         "worse than chance: final training loss 7.300", "0/2 learned",
     ):  # fmt: skip
         assert words in text, words
-    assert "Above 1.04: drawn at the top." in html(study_document(path))
+    page = Page(html(study_document(path)))
+    assert "Dotted: the constant guess, 0.693. Above 0.80: drawn at the top." in page.texts("p", class_="note")
+    above = [note for note in page.texts("p", class_="note") if note.startswith("With a run that ends above the panel")]
+    assert len(above) == 2
+    assert all("post_ln" in note and "plain" not in note for note in above)
 
 
 def test_no_claim_reaches_beyond_the_depths_a_scheme_finished(tmp_path):
@@ -352,7 +405,8 @@ def test_the_token_cosine_is_compared_with_the_outcome_in_counts(tmp_path):
 
     text = told(write_study(tmp_path / "runs", study(("pre_ln", "plain"), (2,), 3), outcome=outcome))
     assert "of 3 runs with a token cosine of 0.9998 or more at initialisation, 3 failed to learn" in text
-    assert "of 3 with 0.995 or less, 3 learned" in text
+    assert "of 3 runs with one of 0.995 or less, 3 learned" in text
+    assert "of 0 run" not in text
 
 
 def test_regression_has_no_chance_line_and_no_claim_of_learning(tmp_path):
@@ -461,6 +515,35 @@ def test_the_command_says_where_the_report_is(tmp_path, capsys):
         main(["report", str(path)])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"report: {path / 'report.html'}\n"
+
+
+def test_the_command_says_what_does_not_count_and_what_is_missing(tmp_path, capsys):
+    three = study(("pre_ln",), (2,), 3)
+    path = write_study(tmp_path / "runs", three, outcome=lambda run: ended(run, 0.8) if run.seed < 2 else None)
+    first, second, third = (path / "runs" / run.id for run in planned(path, three))
+    (first / "result.json").write_text("{")
+    (path / "runs" / "stranger").mkdir()
+    (second / "result.json").rename(path / "runs" / "stranger" / "result.json")
+    put(path, planned(path, three)[1], ended(planned(path, three)[1], 0.8))
+    (second / "rejected-1.json").write_text("{")
+    third.mkdir()
+    with open(third / "log.txt", "w") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)  # as a worker of another process holds it
+        with pytest.raises(SystemExit) as stop:
+            main(["report", str(path)])
+    assert stop.value.code == 0
+    bad, moved, partial = capsys.readouterr().err.splitlines()
+    names = sorted([first.name, "stranger"])
+    assert bad.startswith(f"resformer: 2 result files do not count: runs/{names[0]}: result.json ")
+    assert "; 1 more. `resformer compare` into the folder moves those of its runs to rejected-N.json" in bad
+    aside = f"runs/{second.name}/rejected-1.json"
+    assert moved == f"resformer: 1 result file did not count and was moved aside: {aside}"
+    assert partial == (
+        "resformer: 2 of 3 runs have no result yet, 1 under way in another process: the report is partial"
+    )
+    caveats = study_document(path)["caveats"]
+    assert "2 result files cannot be read or belong elsewhere, and are not counted." in caveats
+    assert "1 result file did not count and was moved aside, to rejected-1.json of a run." in caveats
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

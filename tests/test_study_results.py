@@ -149,11 +149,20 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("important")
     with pytest.raises(ValueError, match=r"holds no study \(no study.json\); choose a new or empty folder"):
         open_study(tmp_path, STUDY)
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match="is a file; choose a new or empty folder"):
         open_study(tmp_path / "thesis.tex", STUDY)
-    with pytest.raises(ValueError, match="does not exist"):
-        read_results(tmp_path / "nowhere")
     assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("nowhere", "does not exist"), ("mine", "holds no study"), ("mine/thesis.tex", "is no folder")]
+)
+def test_who_only_reads_is_told_what_to_read(tmp_path, name, says):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("important")
+    with pytest.raises(ValueError, match=f"{says}.*; give the folder of a study") as caught:
+        read_results(tmp_path / name)
+    assert "choose" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["", '{"version": 9, "studies": []}', '{"version": 1}'])

@@ -151,9 +151,9 @@ def test_there_is_no_target_where_the_baseline_does_not_learn(tmp_path):
 
 
 def test_a_curve_in_epochs_ends_where_the_others_do(tmp_path):
+    from resformer.study.apart import split
     from resformer.study.reading import read_runs
     from resformer.study.settings import Settings
-    from resformer.study.summary import split
 
     epochs = study(("pre_ln",), (2,), 2, settings=Settings(width=32))
     path = write_study(tmp_path / "runs", epochs, outcome=lambda r: diverged(r) if r.seed else ended(r, 0.8))
@@ -221,7 +221,7 @@ def test_below_three_seeds_there_is_no_interval_and_no_test(tmp_path):
     test = found["settings"][0]["comparisons"][0]
     assert (test["gap"]["low"], test["p"], test["adjusted"], test["detectable"]) == (None,) * 4
     assert test["sentence"] == "+0.000 (exploratory: n=2, no interval)"
-    assert "none can be tested at so few seeds" in found["claims"][0]
+    assert "cannot be tested at so few seeds" in found["claims"][0]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def compare(
     workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster. [default: one of its own]")] = None,
-    shard: Annotated[str | None, typer.Option(help="I/N: only every N-th cell, from cell I; for job arrays.")] = None,
+    shard: Annotated[str | None, typer.Option(help="I/N: piece I of N, from 0 to N - 1; for job arrays.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do and what it takes.")] = False,
 ) -> None:
     """Train schemes x depths x tasks x seeds, each cell at the learning rate that suits it, and report."""
@@ -56,6 +56,7 @@ def compare(
 
     from resformer.study.execute import execute
     from resformer.study.file import read_study
+    from resformer.study.kept import as_toml, file_name
     from resformer.study.pool import slots
 
     quiet()
@@ -73,14 +74,17 @@ def compare(
     }
     part, own = _shard(shard), slots(workers)
     torch.set_num_threads(own[0].threads)  # what is built and timed here is as it will be in a worker
-    plan = read_study(study, {name: value for name, value in axes.items() if value is not None} | settings, say)
+    given = {name: value for name, value in axes.items() if value is not None} | settings
+    plan = read_study(study, given, say)
     if dry_run:
         from resformer.study.forecast import forecast
 
         show(forecast(plan, output, workers=len(own), say=say))
         return
+    file = as_toml(plan) if study is None or given else study.read_text(encoding="utf-8")
+    command = _command(study, output / file_name(file))
     tally = execute(
-        plan, output, executor=executor, workers=workers, shard=part, command=_command(), say=say, address=address
+        plan, output, executor=executor, workers=workers, shard=part, command=command, file=file, address=address
     )
     _tell_tally(tally)
     report(output)
@@ -96,11 +100,13 @@ def report(
 ) -> None:
     """Write the report of a study, finished or not: a page, Markdown, tables, figures and report.json."""
     from resformer.study.document import study_document
-    from resformer.study.report import nothing_finished, write
+    from resformer.study.report import nothing_finished, to_know, write
 
     document = study_document(study)
     path = write(document, out or study)
     typer.echo(f"report: {path}")
+    for line in to_know(document):
+        typer.echo(f"resformer: {line}", err=True)
     if open_:
         typer.launch(path.resolve().as_uri())
     if problem := nothing_finished(document):
@@ -157,6 +163,8 @@ def _tell_tally(tally: Any) -> None:
     typer.echo("runs: " + ", ".join(f"{n} {what}" for what, n in counts.items() if n or what in ("finished", "failed")))
     for run, error in tally.failed.items():
         typer.echo(f"  {run}: {error}", err=True)
+    if tally.elsewhere:
+        say("not complete: another process is at the rest, in the same folder; start again when that has ended")
 
 
 def _read(kind: type, text: Any) -> Any:
@@ -170,11 +178,13 @@ def _read(kind: type, text: Any) -> Any:
 def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    i, slash, n = text.partition("/")
-    if not (slash and i.isdigit() and n.isdigit()):
-        raise ValueError(f"--shard must be I/N, such as 0/4, got {text!r}")
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise ValueError(f"--shard must be I/N with I from 0 to N - 1, such as 0/4, the first of four; got {text!r}")
     return int(i), int(n)
 
 
-def _command() -> str:
-    return shlex.join(["resformer", *sys.argv[1:]])
+def _command(study: Path | None, kept: Path) -> str:
+    """As it was typed, but of the study file that is kept, since that of the user may change."""
+    typed = sys.argv[1:]
+    return shlex.join(["resformer", *(str(kept) if study and Path(word) == study else word for word in typed)])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from resformer.study.aggregate import Aggregate, aggregate, aggregate_difference
+from resformer.study.findings import apart
 from resformer.study.summary import Setting
 
 
@@ -13,7 +14,7 @@ from resformer.study.summary import Setting
 class Across:
     """The interquartile mean of an arm at a depth, over tasks and the seeds that it finished in all of them."""
 
-    differs: dict[str, object]  # what sets these settings apart from others of the same tasks
+    apart: tuple[str, ...]  # what sets these settings apart from others of the same tasks, in words
     tasks: tuple[str, ...]
     arm: str
     depth: int
@@ -50,7 +51,7 @@ def across(settings: Sequence[Setting], endpoint: str) -> list[Across]:
                     gap = aggregate_difference(own, other, np.random.default_rng(0))
                 value = aggregate(list(table.values()), np.random.default_rng(0))
                 tasks = tuple(setting.task for setting in group)
-                found.append(Across(dict(group[0].differs), tasks, arm, depth, value, gap))
+                found.append(Across(tuple(apart(group[0])), tasks, arm, depth, value, gap))
     return found
 
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
+from resformer.study.apart import tied
 from resformer.study.comparisons import LEVEL, compare, mean_of
 from resformer.study.findings import title
+from resformer.study.plan import Study
 from resformer.study.rates import Grid
 from resformer.study.reading import Reading
 from resformer.study.results import HALVED
 from resformer.study.stats import FEWEST, FEWEST_FOR_STARS, detectable
-from resformer.study.summary import Setting, outcome, tied
-from resformer.study.words import counted, joined, number
+from resformer.study.summary import Setting, outcome
+from resformer.study.words import counted, joined, number, signed
 
 NAMED = 6  # cells that a caveat names before it only counts
 
@@ -69,20 +71,26 @@ def _tests(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
 
 
 def _coverage(reading: Reading) -> Iterator[str]:
-    runs = reading.runs
+    runs = reading.reported
     missing = sum(not run.finished for run in runs)
     if missing:
-        yield f"{missing} of {len(runs)} planned runs have no result: the picture is partial."
-    corrupt = sum(bool(run.problem) for run in [*runs, *reading.tuning])
-    if corrupt:
-        yield f"{counted(corrupt, 'result file')} could not be read or belong elsewhere, and are not counted."
-    if reading.other_rates:
+        under_way = f", {reading.under_way} under way as this was written" * bool(reading.under_way)
+        yield f"{missing} of {len(runs)} planned runs have no result{under_way}: the picture is partial."
+    if bad := reading.not_counted:
+        are, belong = ("is", "belongs") if len(bad) == 1 else ("are", "belong")
+        yield f"{counted(len(bad), 'result file')} cannot be read or {belong} elsewhere, and {are} not counted."
+    if moved := reading.moved:
+        were = "was" if len(moved) == 1 else "were"
+        yield f"{counted(len(moved), 'result file')} did not count and {were} moved aside, to {moved[0].name} of a run."
+    if n := reading.other_rates:
+        are = "is" if n == 1 else "are"
+        yield f"{counted(n, 'finished run')} at learning rates that are not the ones chosen now {are} not shown."
+    if n := reading.unplanned:
+        are, them = ("is", "it") if n == 1 else ("are", "them")
         yield (
-            f"{counted(reading.other_rates, 'finished run')} at learning rates that are not the ones chosen now are "
-            "not shown."
+            f"{counted(n, 'finished run')} {are} not shown: no study of this folder plans {them} as things stand. The "
+            "units of a wider feed-forward change with the schemes, say, or runs were copied here without their study."
         )
-    if reading.replaced:
-        yield f"{counted(reading.replaced, 'finished run')} that the studies of this folder plan no more are not shown."
 
 
 def _breadth(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
@@ -113,6 +121,23 @@ def _breadth(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
             )
     for key in dict.fromkeys(key for setting in settings for key in tied(setting.runs)):
         yield f"{key} differs between depths: a change with depth can come from it."
+    yield from dict.fromkeys(matched(study) for study in reading.studies if study.facts.widths)
+
+
+def matched(study: Study) -> str:
+    """The widths of a study that follow from `match_parameters`, and how near they come to it."""
+    from resformer.sizes import matched_width  # only here: it brings torch
+
+    given, found = study.settings, []
+    wanted = str(given.match_parameters)
+    parameters = int(wanted) if wanted.isdigit() else wanted
+    for depth in sorted(study.depths):
+        match = matched_width(depth, parameters, family=given.family, heads=given.heads, ffn_ratio=given.ffn_ratio)
+        found.append(f"{match.width} at depth {depth} ({signed(100 * match.relative, 1)}%)")
+    return (
+        f"Widths follow from match_parameters {wanted}: {joined(found)}; in parentheses how far the parameters of the "
+        "layers are from that. A change with depth can come from either."
+    )
 
 
 def _rates(settings: Sequence[Setting], tried: Sequence[Sequence[Grid]]) -> Iterator[str]:

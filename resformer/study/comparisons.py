@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, compress
 
 from resformer.study.interaction import resolved_from, slope_difference
 from resformer.study.multiplicity import benjamini_hochberg, holm
@@ -180,6 +180,8 @@ def ranking(setting: Setting, endpoint: str) -> Ranking | None:
     """
     cells = [setting.cells[arm, setting.deepest] for arm in setting.arms if setting.deepest]
     cells = [cell for cell in cells if cell.state in ("learned", "scored") and cell.values(endpoint)]
+    if sum(enough := [len(cell.values(endpoint)) >= FEWEST for cell in cells]) >= 2:
+        cells = list(compress(cells, enough))  # the others cannot be ranked, and would leave fewer seeds to share
     if len(cells) < 2:
         return None
     values = {cell.arm: cell.values(endpoint) for cell in cells}
@@ -205,7 +207,7 @@ class AgainstControls:
     schemes: tuple[str, ...]
     beat: tuple[str, ...]
     pairs: int
-    seeds: int  # the fewest of the pairs
+    seeds: int  # that the scheme with the most has in common with every control
 
 
 def against_controls(setting: Setting, endpoint: str) -> AgainstControls | None:
@@ -223,7 +225,7 @@ def against_controls(setting: Setting, endpoint: str) -> AgainstControls | None:
     if not pairs:
         return None
     gaps = {s: [setting.difference(s, c, depth, endpoint, 1 - LEVEL / pairs) for c in controls] for s in schemes}
-    seeds = min(gap.n if gap else 0 for row in gaps.values() for gap in row)
+    seeds = max(min(gap.n if gap else 0 for gap in row) for row in gaps.values())
     beat = [
         scheme
         for scheme, row in gaps.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Condition:
     """What the runs of a cell have in common, besides their learning rate."""
 
-    scheme: str  # as the user wrote it; `parse_scheme` reads it
+    scheme: str  # as `write_scheme` writes it
     depth: int  # layers
     task: str
     weight_init: str = "xavier"  # of the host's fresh weights

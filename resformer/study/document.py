@@ -4,8 +4,8 @@ Version 1. `estimate` stands for {"mean", "n", "sd", "low", "high"}, the last th
 known is null.
 
     version, title, endpoint ("score" | "train_loss"), endpoints {name: words}, overview, claims [text]
-    coverage    {planned, finished, diverged, failed, missing, not_counted, tuning {planned, finished}, encoders {...},
-                other_rates, replaced}
+    coverage    {planned, finished, diverged, failed, missing, under_way, not_counted [{run, problem}], moved [path],
+                tuning {planned, finished}, encoders {...}, other_rates, unplanned}
     arms        [{name, control, baseline, equation}] in the order of tables and legends
     settings    [{title, task, endpoint, differs, where, claims, certainty, definition, collapse, baseline, depths,
                 arms, guess {score, loss, threshold},
@@ -37,6 +37,7 @@ from resformer.files import finite
 from resformer.study import findings, sureness
 from resformer.study.across import across
 from resformer.study.aggregate import FEWEST_FOR_BOOTSTRAP, Aggregate
+from resformer.study.apart import split
 from resformer.study.caveats import caveats
 from resformer.study.comparisons import Comparison, compare, interactions
 from resformer.study.coverage import coverage_sentence
@@ -53,7 +54,8 @@ from resformer.study.records import (
 )
 from resformer.study.results import Result
 from resformer.study.speed import FRACTIONS, speeds, target
-from resformer.study.summary import Setting, split
+from resformer.study.summary import Setting
+from resformer.study.words import joined
 
 VERSION = 1
 Document = dict[str, Any]
@@ -156,21 +158,23 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
 
 
 def _coverage(reading: Reading) -> Document:
-    runs, tuning = reading.runs, reading.tuning
+    runs, tuning = reading.reported, reading.tuning
     return {
         "planned": len(runs),
         "finished": sum(run.finished for run in runs),
         "diverged": sum(run.status == "diverged" for run in runs),
         "failed": sum(run.status == "failed" for run in runs),
         "missing": sum(run.status == "unfinished" for run in runs),
-        "not_counted": sum(bool(run.problem) for run in [*runs, *tuning]),
+        "under_way": reading.under_way,
+        "not_counted": [{"run": result.directory.name, "problem": result.problem} for result in reading.not_counted],
+        "moved": [str(path.relative_to(reading.folder)) for path in reading.moved],
         "tuning": {"planned": len(tuning), "finished": sum(run.finished for run in tuning)},
         "encoders": {
             "planned": len(reading.encoders),
             "finished": sum(encoder.finished for encoder in reading.encoders),
         },
         "other_rates": reading.other_rates,
-        "replaced": reading.replaced,
+        "unplanned": reading.unplanned,
     }
 
 
@@ -202,7 +206,7 @@ def _across(settings: Sequence[Setting], endpoint: str) -> Document:
 
     entries = [
         {
-            "title": ", ".join([" and ".join(e.tasks), *(f"{key} {value}" for key, value in e.differs.items())]),
+            "title": ", ".join([joined(e.tasks), *e.apart]),
             "tasks": list(e.tasks),
             "arm": e.arm,
             "depth": e.depth,

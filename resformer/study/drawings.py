@@ -13,7 +13,7 @@ from resformer.study.words import number
 
 Setting = dict[str, Any]
 FLAT = 1e-5  # 1 - cosine is drawn no smaller than this
-CAP = 1.5  # training losses above so many times the constant guess's are drawn at the top
+CAP = 1.15  # training losses above so many times the constant guess's are drawn at the top
 COSTS = {"parameters": "parameters", "flops": "FLOPs of a run", "seconds": "seconds of a run",
          "peak_memory_mb": "peak memory, MiB"}  # fmt: skip
 
@@ -53,13 +53,19 @@ def over_depth(axes: Axes, setting: Setting, looks: Styles, endpoint: str) -> No
     _by_depth(axes, setting, looks, values, lambda cell, own: float(np.mean(own)), interval)
     if guess is not None:
         axes.axhline(guess, **GUESS)
-    if loss:
-        axes.set_ylim(0, 1.05 * max(top, guess or 0))
-    elif drawn := [value for cell in setting["cells"] for value in values(cell)]:
-        low, high = (end([*drawn, *([] if guess is None else [guess])]) for end in (min, max))
-        # An interval may be wider than all that was seen; and a small step is not to look like a large one.
-        margin = max(0.1 * (high - low), 0.03 - (high - low) / 2)
-        axes.set_ylim(low - margin, high + margin)
+    low, high = bounds(setting, endpoint)
+    axes.set_ylim(low, high)
+
+
+def bounds(setting: Setting, endpoint: str) -> tuple[float, float]:
+    """Of the axis of an endpoint over depth: all seeds, those too high at the top, and the constant guess."""
+    guess, top = guess_of(setting, endpoint), top_of(setting) if endpoint == "train_loss" else np.inf
+    drawn = [min(value, top) for cell in setting["cells"] for value in seeds_of(cell, endpoint)]
+    drawn += [] if guess is None else [guess]
+    low, high = min(drawn, default=0.0), max(drawn, default=1.0)
+    # An interval may be wider than all that was seen; and a small step is not to look like a large one.
+    margin = max(0.1 * (high - low), 0.03 - (high - low) / 2)
+    return low - margin, high + margin
 
 
 def cosine(axes: Axes, setting: Setting, looks: Styles) -> None:
@@ -113,9 +119,7 @@ def curves(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
     curves = setting["curves"]
     if not curves:
         return []
-    # A run that blows up must not flatten the others.
-    guess = setting["guess"]["loss"]
-    top = 1.1 * max(float(np.median([curve["points"][0][1] for curve in curves])), guess or 0)
+    guess, top = setting["guess"]["loss"], roof(setting)
 
     def draw(axes: Axes, depth: int) -> None:
         for arm, look in looks.items():
@@ -140,6 +144,12 @@ def curves(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
     return [(depth, partial(draw, depth=depth)) for depth in sorted({curve["depth"] for curve in curves})]
 
 
+def roof(setting: Setting) -> float:
+    """Of the panels of loss by step: a run that blows up must not flatten the others."""
+    first = float(np.median([curve["points"][0][1] for curve in setting["curves"]]))
+    return 1.1 * max(first, setting["guess"]["loss"] or 0)
+
+
 def _median(curves: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Of the seeds of a cell, by step; one that diverged is above all others from then on."""
     runs = [dict(map(tuple, curve["points"])) for curve in curves]
@@ -158,7 +168,7 @@ def rates(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
     drawn = [value for grid in grids for value in grid["values"].values()]
     if not drawn:
         return []
-    top = CAP * guess if endpoint == "train_loss" and guess else max(drawn)
+    top = ceiling(setting)
     rates = sorted({float(rate) for grid in grids for rate in grid["values"]})
     low, high = min(drawn), min(max(drawn), top)
     margin = 0.08 * (high - low) or 0.05
@@ -186,6 +196,13 @@ def rates(setting: Setting, looks: Styles) -> list[tuple[int, Draw]]:
         axes.set_xlabel("learning rate")
 
     return [(depth, partial(draw, depth=depth)) for depth in sorted({grid["depth"] for grid in grids})]
+
+
+def ceiling(setting: Setting) -> float:
+    """Of the panels of learning rates: losses above it are drawn there."""
+    guess, endpoint = guess_of(setting, setting["endpoint"]), setting["endpoint"]
+    highest = max((value for grid in setting["learning_rates"] for value in grid["values"].values()), default=1.0)
+    return min(highest, CAP * guess) if endpoint == "train_loss" and guess else highest
 
 
 def costs(setting: Setting, looks: Styles, endpoint: str) -> list[tuple[str, Draw]]:

@@ -46,6 +46,7 @@ def execute(
     workers: int | None = None,
     shard: tuple[int, int] | None = None,
     command: str | None = None,
+    file: str | None = None,
     function: Function | str = RUN,
     say: Callable[[str], None] | None = None,
     address: str | None = None,
@@ -55,18 +56,19 @@ def execute(
 
     executor  "local", processes of this machine, or "ray": then `output` is on a disk that all nodes share
     workers   how many runs at a time; None: one per GPU, or per core where there is none
-    shard     (i, n): only every n-th condition, from condition i, with all its runs; 0 <= i < n. The n shards are
-              disjoint and complete, and none needs another
+    shard     (i, n): piece i of n, whole conditions with all their runs; 0 <= i < n. The n shards are disjoint and
+              complete, and none needs another
     command   how the user asked for this, recorded in study.json
+    file      the text of the study file, kept beside study.json; None: one that asks for `study` is written
     function  called as `function(run, directory, micro_batch_size)` in a worker process; it leaves a valid result.json
               in the directory, and raises if it cannot. Given itself (a function of a module) or as "module:name"
     say       is told where the data of each task were found
     address   of a Ray cluster; None: a Ray is started for this study
 
-    A run that raises, or whose process dies, leaves error.json; the others go on, and it is tried again at the next
-    start. One whose memory does not hold its batch is run at once in smaller parts of it, which its result says. What
-    runs print goes to log.txt in their directories. On Ctrl-C the workers are ended, with what they have not finished,
-    and `KeyboardInterrupt` is raised.
+    A run that raises, or whose process dies twice, leaves error.json; the others go on, and it is tried again at the
+    next start. One whose memory does not hold its batch is run at once in smaller parts of it, which its result says.
+    What runs print goes to log.txt in their directories. On Ctrl-C the workers are ended, with what they have not
+    finished, and `KeyboardInterrupt` is raised.
 
     A study without facts is resolved first (see `resolve`). Raises `ValueError` before any work if it names what does
     not exist, or `output` holds something else; `RuntimeError` if no worker process can start.
@@ -80,8 +82,8 @@ def execute(
 
         study = resolve(study, say)
     output = Path(output).absolute()
-    open_study(output, study, command)
-    part = study.conditions()[i::n]
+    open_study(output, study, command, file)
+    part = study.piece(i, n)
     with contextlib.closing(pool):
         return _carry_out([(study, part)], output, pool, lambda run, result: not result.finished)
 
@@ -184,6 +186,9 @@ def _carry_out(
                     progress.start(run)
                     continue
                 result = look(run)
+                if event == "elsewhere" and result.finished:  # by the other process, since this one looked
+                    event = "skipped"
+                    skipped.append(run)
                 progress.advance(run, event, result)
                 ended[event] += 1
                 if event == "failed":

@@ -10,6 +10,8 @@ from typing import Any
 
 from resformer.study.drawings import (
     Setting,
+    bounds,
+    ceiling,
     cosine,
     costs,
     curves,
@@ -17,10 +19,12 @@ from resformer.study.drawings import (
     guess_of,
     over_depth,
     rates,
+    roof,
     seeds_of,
     top_of,
 )
 from resformer.study.svg import Draw, Styles, panel, sheet
+from resformer.study.words import joined
 
 WIDTH, HEIGHT = 348, 250  # of a panel, in CSS pixels
 SMALL = (270, 200)
@@ -41,12 +45,18 @@ def endpoint_panel(setting: Setting, looks: Styles, endpoint: str, place: str = 
     """
     guess = guess_of(setting, endpoint)
     notes = [] if guess is None else [f"Dotted: the constant guess, {guess:.3f}."]
-    if endpoint == "train_loss" and any(v > top_of(setting) for c in setting["cells"] for v in seeds_of(c, endpoint)):
-        notes.append(f"Above {top_of(setting):.2f}: drawn at the top.")
+    if endpoint == "train_loss":
+        notes.append(_at_the_top(top_of(setting), [v for c in setting["cells"] for v in seeds_of(c, endpoint)]))
+    low, high = bounds(setting, endpoint)
+    ends = [cell[endpoint] for cell in setting["cells"] if cell[endpoint] and cell[endpoint]["low"] is not None]
+    if any(end["low"] < low or end["high"] > high for end in ends):
+        notes.append("Intervals that leave the panel are cut off at its edge.")
     draw = partial(over_depth, setting=setting, looks=looks, endpoint=endpoint)
     name = f"{NAMES[endpoint]} against depth, by scheme"
     title = f"{NAMES[endpoint]}, {setting['title']}" if place else NAMES[endpoint]
-    return Panel(title, panel(draw, name, f"{name} {setting['title']} {place}", (WIDTH, HEIGHT)), " ".join(notes))
+    return Panel(
+        title, panel(draw, name, f"{name} {setting['title']} {place}", (WIDTH, HEIGHT)), " ".join(filter(None, notes))
+    )
 
 
 def cosine_panel(setting: Setting, looks: Styles) -> Panel | None:
@@ -61,24 +71,37 @@ def cosine_panel(setting: Setting, looks: Styles) -> Panel | None:
 
 def curve_panels(setting: Setting, looks: Styles) -> list[Panel]:
     """Training loss against step, a panel a depth on one scale."""
+
+    def note(depth: int) -> str:
+        own = [curve for curve in setting["curves"] if curve["depth"] == depth]
+        above = dict.fromkeys(c["arm"] for c in own if c["points"][-1][1] > roof(setting))
+        return f"With a run that ends above the panel: {joined(above)}." if above else ""
+
     return [
-        _panel(f"Depth {depth}", draw, f"Training loss by step, depth {depth}", setting, size=SMALL)
+        _panel(f"Depth {depth}", draw, f"Training loss by step, depth {depth}", setting, note(depth), SMALL)
         for depth, draw in curves(setting, looks)
     ]
 
 
 def rate_panels(setting: Setting, looks: Styles) -> list[Panel]:
     """The study's endpoint on the tuning slice against learning rate, a panel a depth."""
+
+    def note(depth: int) -> str:
+        own = [grid for grid in setting["learning_rates"] if grid["depth"] == depth]
+        return _at_the_top(ceiling(setting), [value for grid in own for value in grid["values"].values()])
+
     return [
-        _panel(f"Depth {depth}", draw, f"Learning rates tried, depth {depth}", setting, size=SMALL)
+        _panel(f"Depth {depth}", draw, f"Learning rates tried, depth {depth}", setting, note(depth), SMALL)
         for depth, draw in rates(setting, looks)
     ]
 
 
 def cost_panels(setting: Setting, looks: Styles, endpoint: str) -> list[Panel]:
     """The study's endpoint against each cost, a line an arm over its depths."""
+    means = [cell[endpoint]["mean"] for cell in setting["cells"] if cell[endpoint] and cell["cost"]]
+    note = _at_the_top(top_of(setting), means) if endpoint == "train_loss" else ""
     return [
-        _panel(f"Against {title}", draw, f"{NAMES[endpoint]} against {title}", setting, size=SMALL)
+        _panel(f"Against {title}", draw, f"{NAMES[endpoint]} against {title}", setting, note, SMALL)
         for title, draw in costs(setting, looks, endpoint)
     ]
 
@@ -113,6 +136,10 @@ def sheets(document: dict[str, Any], looks: Styles) -> dict[str, str]:
         "cost": ([titled(s, costs(s, looks, endpoint), "") for s in settings], (300, 230)),
     }  # fmt: skip
     return {name: sheet(rows, looks, size) for name, (rows, size) in found.items() if any(rows)}
+
+
+def _at_the_top(top: float, values: Sequence[float]) -> str:
+    return f"Above {top:.2f}: drawn at the top." if any(value > top for value in values) else ""
 
 
 def _panel(

@@ -7,24 +7,30 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from resformer.configfile import checked, read_toml
+from resformer.configfile import misfit, read_toml
 from resformer.errors import unknown
 from resformer.study.plan import Study
 from resformer.study.pretraining import Pretraining
 from resformer.study.problems import Problem, Problems
 from resformer.study.resolve import Say, resolve
-from resformer.study.settings import Settings, protocol
+from resformer.study.settings import OF_A_NEW_MODEL, Settings, protocol
 
 AXES = tuple(one.name for one in fields(Study) if one.name not in ("settings", "pretraining", "facts"))
 SETTINGS = tuple(one.name for one in fields(Settings))
-# What an axis holds in TOML.
+TABLE = "pretraining"  # with the fields of `Pretraining`
+# What the keys hold in TOML.
 KINDS = {"schemes": list[str], "depths": list[int], "tasks": list[str], "learning_rates": list[float],
          "weight_inits": list[str], "seeds": int, "baseline": str, "controls": bool, "endpoint": str,
-         "protocol": str} | get_type_hints(Settings)  # fmt: skip
-TABLE = "pretraining"  # with the fields of `Pretraining`
+         "protocol": str, TABLE: dict} | get_type_hints(Settings)  # fmt: skip
 TABLE_KINDS = get_type_hints(Pretraining) | {"corpus": list[str]}
+# In place of an axis of which nothing is left, so that the rest can be looked at.
+STAND_INS = {"schemes": ("identity",), "depths": (1,), "tasks": ("sentiment",)}
+# What is not looked at without the other: it may well fit that once it is mended.
+RESTS_ON = {"width": "heads", "schemes": "baseline"}
+HEADER = re.compile(r"\s*\[+\s*([\w\"'.-]+)\s*\]+\s*(#.*)?")
+KEY = re.compile(r"\s*([\w\"'.-]+)\s*=")
 
 
 def read_study(path: Path | None, given: Mapping[str, Any] | None = None, say: Say | None = None) -> Study:
@@ -36,26 +42,24 @@ def read_study(path: Path | None, given: Mapping[str, Any] | None = None, say: S
     """
     text, content = ("", {}) if path is None else read_toml(path)
     given = {key.replace("-", "_"): value for key, value in (given or {}).items()}
-    problems, values = Problems(), dict[str, Any]()
-    values[TABLE] = _pretraining(content.pop(TABLE, None), str(path), problems)
-    for key, value in ({key.replace("-", "_"): value for key, value in content.items()} | given).items():
-        try:
-            if key not in KINDS:
-                raise unknown("key", key, KINDS)
-            values[key] = value if key in given else checked(key, value, KINDS[key], str(path))
-        except ValueError as error:
-            problems.say(key, value, str(error))
+    problems = Problems()
+    values = _typed(content, KINDS, problems) | given
+    if table := values.pop(TABLE, None):
+        values |= _pretraining(table, problems)
+    for key in OF_A_NEW_MODEL if "model" in values else ():
+        if key in values:
+            problems.add(key, values.pop(key), "left out where a checkpoint brings the model")
     try:
         under = protocol(values.pop("protocol", "controlled"))
         values = {key: value for key, value in under.items() if key != "epochs" or "steps" not in values} | values
     except ValueError as error:
-        problems.say("protocol", values.get("protocol"), str(error))
+        problems.say("protocol", (content | given).get("protocol"), str(error))
     for name in ("schemes", "tasks", *(("depths",) if "model" not in values else ())):
         if name not in values and not any(problem.key == name for problem in problems.found):
             problems.say(name, None, f"{name}: give at least one")
-    sound = _sound(values, problems)
+    sound, study = _sound(values, problems), None
     try:
-        study = resolve(sound, say) if sound else None
+        study = resolve(sound, None if problems else say)
     except Problems as error:
         problems.found += error.found
     if problems or study is None:
@@ -63,48 +67,65 @@ def read_study(path: Path | None, given: Mapping[str, Any] | None = None, say: S
     return study
 
 
-def _pretraining(table: Any, path: str, problems: Problems) -> Pretraining | None:
-    """What the table says, without what is wrong in it; None where there is no table, or no sound one."""
-    if table is None:
-        return None
-    if not isinstance(table, dict):
-        problems.say(TABLE, table, f"{TABLE} must be a table, [{TABLE}], got {table!r}")
-        return None
-    values, own = {}, Problems()
-    for key, value in table.items():
-        try:
-            if key not in TABLE_KINDS:
-                raise unknown("key", key, TABLE_KINDS, of=f"[{TABLE}]")
-            values[key] = checked(key, value, TABLE_KINDS[key], path)
-        except ValueError as error:
-            own.say(key, value, str(error))
-    if "corpus" not in values and not own:
-        own.say("corpus", None, f"[{TABLE}] needs corpus, the text: files, folders or patterns")
-    found = None
-    try:
-        found = Pretraining(**values) if "corpus" in values else None
-    except Problems as error:
-        own.found += error.found
-    problems.found += [Problem(f"{TABLE}.{one.key}", one.value, one.text) for one in own.found]
+def _typed(content: Mapping[str, Any], kinds: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
+    """What is of its type, and of a list that which is; what is not is added to the problems."""
+    found: dict[str, Any] = {}
+    for written, value in content.items():
+        key = written.replace("-", "_")
+        kind = kinds.get(key)
+        if kind is None:
+            problems.say(key, value, str(unknown("key", written, kinds)))
+        elif key in found:
+            problems.say(key, value, f"{key} is there twice, with - and with _; keep one")
+        elif kind is dict:
+            if isinstance(value, dict):
+                found[key] = value
+            else:
+                problems.add(key, value, f"a table, [{key}]")
+        elif get_origin(kind) is list and isinstance(value, list):
+            problems.unless(bool(value), key, value, "a list of at least one")
+            (member,) = get_args(kind)
+            for one in value:
+                problems.unless((wanted := misfit(one, member)) is None, key, one, str(wanted))
+            if fine := [one for one in value if misfit(one, member) is None]:
+                found[key] = fine
+        elif wanted := misfit(value, kind):
+            problems.add(key, value, wanted)
+        else:
+            found[key] = value
     return found
 
 
-def _sound(values: dict[str, Any], problems: Problems) -> Study | None:
-    """A study of what is sound in the values; what is not is added to the problems. None if nothing is left."""
-    while values:  # again without what was wrong, until nothing is
+def _pretraining(table: dict[str, Any], problems: Problems) -> dict[str, Pretraining]:
+    """What the table says, without what is wrong in it; nothing where there is no corpus left."""
+    own = Problems()
+    values = _typed(table, TABLE_KINDS, own)
+    if "corpus" not in values and not any(problem.key == "corpus" for problem in own.found):
+        own.say("corpus", None, "corpus, the text, is missing: give files, folders or patterns")
+    found = None
+    while found is None:
         try:
-            own = {key: value for key, value in values.items() if key in AXES}
-            lists = {key: tuple(value) for key, value in own.items() if isinstance(value, list)}
+            found = Pretraining(**({"corpus": ("text",)} | values))
+        except Problems as error:
+            own.found += error.found
+            values = _without(values, error.found)
+    problems.found += [Problem(f"{TABLE}.{one.key}", one.value, f"[{TABLE}] {one.text}") for one in own.found]
+    return {TABLE: found} if "corpus" in values else {}
+
+
+def _sound(values: dict[str, Any], problems: Problems) -> Study:
+    """A study of what is sound in the values; what is not is added to the problems."""
+    while True:  # again without what was wrong, until nothing is
+        own = {key: value for key, value in values.items() if key in AXES}
+        if "model" in values:
+            own = {"depths": ()} | own
+        lists = {key: tuple(value) for key, value in own.items() if isinstance(value, list)}
+        try:
             settings = Settings(**{key: value for key, value in values.items() if key in SETTINGS})
-            return Study(**({"depths": ()} | own | lists), settings=settings, pretraining=values.get(TABLE))
+            return Study(**(STAND_INS | own | lists), settings=settings, pretraining=values.get(TABLE))
         except Problems as error:
             problems.found += error.found
-            before, values = values, _without(values, error.found)
-            if values == before:
-                return None
-        except TypeError:  # an axis that has to be there is not
-            return None
-    return None
+            values = _without(values, error.found)
 
 
 def _without(values: dict[str, Any], wrong: list[Problem]) -> dict[str, Any]:
@@ -112,9 +133,12 @@ def _without(values: dict[str, Any], wrong: list[Problem]) -> dict[str, Any]:
     for problem in wrong:
         value = left.get(problem.key)
         if isinstance(value, list | tuple) and problem.value in value and len(value) > 1:
-            left[problem.key] = [one for one in value if one != problem.value]
+            last = max(place for place, one in enumerate(value) if one is problem.value or one == problem.value)
+            left[problem.key] = [*value[:last], *value[last + 1 :]]  # where there are two, one may do
         else:
             left.pop(problem.key, None)
+        left.pop(RESTS_ON.get(problem.key, ""), None)
+    assert left != values, wrong
     return left
 
 
@@ -135,21 +159,24 @@ def _where(problem: Problem, path: Path | None, text: str, given: Mapping[str, A
 
 
 def _line(text: str, problem: Problem) -> int | None:
-    """The line of the value, or else that of the key; None where the key is not there."""
-    lines = text.splitlines()
-    table, _, name = problem.key.rpartition(".")
-    header = rf"\s*\[{table}\]" if table or problem.key == TABLE else None
-    begin = 0 if header is None else next((n for n, line in enumerate(lines) if re.match(header, line)), 0)
-    key = re.compile(rf"""\s*["']?{re.escape(name).replace("_", "[_-]")}["']?\s*=""")
-    first = next((number for number, line in enumerate(lines) if number >= begin and key.match(line)), None)
-    if first is None and header is not None:
-        return begin + 1
-    if first is None:
-        return None
+    """The line of the value, or else that of its key, or else that of its table; None where there is none of them."""
+    above = problem.key.rpartition(".")[0]
     values = {json.dumps(problem.value, default=str), f"'{problem.value}'"}
-    for number, line in enumerate(lines[first:], first):
-        if number > first and re.match(r"\s*[\w\"'-]+\s*=", line):
-            break  # of the next key
-        if any(re.search(rf"(?<![\w.]){re.escape(value)}(?![\w.])", line) for value in values):
-            return number + 1
-    return first + 1
+    table, of_table, of_key = "", None, None
+    for number, line in enumerate(text.splitlines(), 1):
+        begins = HEADER.fullmatch(line) or KEY.match(line)
+        if begins and of_key:
+            break
+        if begins:
+            name = re.sub("[\"']", "", begins[1]).replace("-", "_")
+            if begins.re is HEADER:
+                table = name
+            elif table:
+                name = f"{table}.{name}"
+            if name == problem.key:
+                of_key = number
+            elif name == above:
+                of_table = of_table or number
+        if of_key and any(re.search(rf"(?<![\w.]){re.escape(value)}(?![\w.])", line) for value in values):
+            return number
+    return of_key or of_table

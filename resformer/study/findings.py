@@ -1,6 +1,7 @@
 """The sentences of the report, made from the numbers and no surer than they are."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from resformer.study.comparisons import against_controls
 from resformer.study.stats import FEWEST
@@ -20,8 +21,16 @@ INITIALISATIONS = {
 
 def title(setting: Setting) -> str:
     """What the setting is called: the task, and what sets it apart from the task's other settings."""
-    parts = [f"{key.replace('_', ' ')} {number(value)}" for key, value in setting.differs.items()]
-    return ", ".join([setting.task, *parts])
+    return ", ".join([setting.task, *apart(setting)])
+
+
+def apart(setting: Setting) -> list[str]:
+    """What sets a setting apart from the others of its task, in words; what does not apply to it is left out."""
+    found = {key: number(value) for key, value in setting.differs.items() if value is not None}
+    if "model" in found:
+        found["model"] = f"{Path(setting.runs[0].config['model']).name} ({found['model']})"
+    fresh = ["fresh weights"] * ("model" in setting.differs and "model" not in found)
+    return fresh + [f"{key.replace('_', ' ')} {value}" for key, value in found.items()]
 
 
 def named(setting: Setting, arms: Sequence[str]) -> str:
@@ -50,7 +59,8 @@ def where(setting: Setting) -> str:
     elif model := known("model"):
         words.append(f"the patched checkpoint {model}")
     elif width := known("width"):
-        words.append(f"a net of width {width} ({known('family') or 'bert'})")
+        matched = f" with the parameters of {known('match_parameters')}" * bool(known("match_parameters"))
+        words.append(f"a net of width {width} ({known('family') or 'bert'}){matched}")
     rates = sorted({c["learning_rate"] for c in configs if c.get("learning_rate")})
     rate = f"At learning rate {number(rates[0])}" if rates else "At learning rates that are not chosen yet"
     if len(rates) > 1:
@@ -143,16 +153,25 @@ def overview(settings: Sequence[Setting]) -> str:
     comparable = [s for s in settings if s.chance.threshold is not None and s.finished]
     if not comparable:
         return f"{len(settings)} settings; none has finished runs with a constant guess to compare with."
-    by_count: dict[int, list[str]] = {}
+    by_count: dict[tuple[int, int], list[str]] = {}  # settings in which it learns there, and in which it ran there
     for arm in dict.fromkeys(arm for setting in comparable for arm in setting.arms):
-        count = sum(s.learns_to(arm) == s.deepest for s in comparable if arm in s.arms)
+        ran = [s for s in comparable if arm in s.arms and s.cells[arm, s.deepest].finished]
+        count = sum(s.learns_to(arm) == s.deepest for s in ran)
         control = any(arm in setting.controls for setting in comparable)
-        by_count.setdefault(count, []).append(f"{arm} (control)" if control else arm)
+        by_count.setdefault((count, len(ran)), []).append(f"{arm} (control)" if control else arm)
+
+    def order(item: tuple[tuple[int, int], list[str]]) -> tuple[float, int]:
+        (count, ran), _ = item
+        return -count / ran if ran else 1.0, -ran
+
     parts = [
-        f"{joined(names)} in {f'{count} of {len(comparable)}' if count else 'none'}"
-        for count, names in sorted(by_count.items(), reverse=True)
+        f"{joined(names)} " + (f"in {count or 'none'} of {ran}" if ran else "not run there")
+        for (count, ran), names in sorted(by_count.items(), key=order)
     ]
-    return f"Settings in which a scheme still learns at the greatest depth: {'; '.join(parts)}."
+    depths = {setting.deepest for setting in comparable}
+    at = f"depth {depths.pop()}" if len(depths) == 1 else "the greatest depth"
+    of = ", of those in which it ran there" * (len({ran for _, ran in by_count}) > 1)
+    return f"Settings in which a scheme still learns at {at}{of}: {'; '.join(parts)}."
 
 
 def reach(setting: Setting, arm: str) -> tuple[str, str]:
@@ -181,13 +200,16 @@ def collapse(setting: Setting) -> str:
     high = [ok for cosine, ok in known if cosine >= COLLAPSED]
     low = [ok for cosine, ok in known if cosine <= APART]
     between = [ok for cosine, ok in known if APART < cosine < COLLAPSED]
+    groups = (
+        (high, f"with a token cosine of {COLLAPSED} or more at initialisation", False),
+        (low, f"with one of {APART} or less", True),
+        (between, "with one in between", True),
+    )
     parts = [
-        f"of {counted(len(high), 'run')} with a token cosine of {COLLAPSED} or more at initialisation, "
-        f"{high.count(False)} failed to learn",
-        f"of {len(low)} with {APART} or less, {low.count(True)} learned",
+        f"of {counted(len(ends), 'run')} {which}, {ends.count(ok)} {'learned' if ok else 'failed to learn'}"
+        for ends, which, ok in groups
+        if ends
     ]
-    if between:
-        parts.append(f"of {len(between)} in between, {between.count(True)} learned")
     return f"Here, {'; '.join(parts)}. The bounds come from earlier trials; this is a correlation, not a cause."
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from resformer.study.document import Document
 from resformer.study.records import COSTS
-from resformer.study.tables import cost, failed, indexed, main_rows, p_value, sentence, shown
-from resformer.study.words import number
+from resformer.study.tables import aggregate, cost, failed, indexed, main_rows, p_value, sentence, shown
+from resformer.study.words import counted, number
 
 
 def markdown(document: Document) -> str:
@@ -25,7 +25,14 @@ def markdown(document: Document) -> str:
         lines += _table(
             head,
             [
-                [e["title"], e["arm"], e["depth"], _aggregate(e["value"]), _aggregate(e["gap"]), e["value"]["runs"]]
+                [
+                    e["title"],
+                    e["arm"],
+                    e["depth"],
+                    aggregate(e["value"]),
+                    aggregate(e["gap"], sign=True),
+                    e["value"]["runs"],
+                ]
                 for e in document["across"]
             ],
         )
@@ -52,7 +59,8 @@ def coverage(document: Document) -> str:
     parts = [f"{found['finished']} of {found['planned']} runs finished, {found['diverged']} of them diverged"]
     parts += [f"{found['failed']} failed with an error"] * bool(found["failed"])
     parts += [f"{found['missing']} not finished"] * bool(found["missing"])
-    parts += [f"{found['not_counted']} not counted"] * bool(found["not_counted"])
+    parts += [f"{found['under_way']} under way"] * bool(found["under_way"])
+    parts += [f"{counted(len(found['not_counted']), 'result file')} not counted"] * bool(found["not_counted"])
     parts += [f"{tuning['finished']} of {tuning['planned']} tuning runs finished"] * bool(tuning["planned"])
     encoders = found["encoders"]
     parts += [f"{encoders['finished']} of {encoders['planned']} encoders pre-trained"] * bool(encoders["planned"])
@@ -156,13 +164,6 @@ def _drawn(document: Document, name: str) -> bool:
     if name == "gradients":
         return any(cell["gradient_norms"] for setting in document["settings"] for cell in setting["cells"])
     return any(setting[name] for setting in document["settings"])
-
-
-def _aggregate(value: Document | None) -> str:
-    if value is None:
-        return ""
-    interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
-    return f"{value['value']:.3f}{interval}"
 
 
 def _cell(cell: Document, endpoint: str) -> str:

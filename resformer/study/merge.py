@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from resformer.study.kept import KEPT, keep
 from resformer.study.plan import Study
-from resformer.study.results import Result, add_entries, read_result, read_study
+from resformer.study.results import STUDY, Result, add_entries, check_output, read_result, read_study
 from resformer.study.worker import LOG, rejected, running
 
 COPIED = ("config.json", "train.jsonl", LOG, "result.json")  # the last is what makes a run finished
@@ -33,15 +34,11 @@ def merge(output: Path, sources: Sequence[Path]) -> Merged:
     folder holds nothing of a study, or if one run has different results: the message lists them all.
     """
     output, sources = Path(output), [Path(source) for source in sources]
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output {str(output)!r} is a file; choose a new folder, or one that holds a study")
-    is_new = not output.exists() or not any(output.iterdir())
-    folders = sources if is_new else [output, *sources]
+    check_output(output)
+    folders = [output, *sources] if (output / STUDY).is_file() else sources
     entries = [entry for folder in folders for entry in _entries(folder)]
     if not entries:
-        raise ValueError(f"none of {', '.join(map(str, folders))} has a study.json; give one folder that does")
-    if not is_new:
-        read_study(output)
+        raise ValueError(f"none of {', '.join(map(str, folders))} has a {STUDY}; give one folder that does")
     chosen: dict[str, Result] = {}
     conflicts, passed_over, copies, same = [], [], [], 0
     for folder in folders:
@@ -67,6 +64,8 @@ def merge(output: Path, sources: Sequence[Path]) -> Merged:
         )
     output.mkdir(parents=True, exist_ok=True)
     add_entries(output, entries)
+    for path in (path for folder in sources for path in folder.glob(KEPT)):
+        keep(output, path.read_text(encoding="utf-8"))
     for directory in copies:
         _copy(directory, output / "runs" / directory.name)
     return Merged(len(copies), same, tuple(passed_over))
@@ -74,14 +73,14 @@ def merge(output: Path, sources: Sequence[Path]) -> Merged:
 
 def _entries(folder: Path) -> list[dict]:
     """What was run into a folder, of this version; none where there are only its runs."""
-    if not (folder / "study.json").exists() and any(folder.glob("runs/*/result.json")):
+    if not (folder / STUDY).exists() and any(folder.glob("runs/*/result.json")):
         return []
     entries = read_study(folder)
     for entry in entries:
         try:
             Study.read(entry["study"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(folder / 'study.json')!r} cannot be merged: {error}") from None
+            raise ValueError(f"{str(folder / STUDY)!r} cannot be merged: {error}") from None
     return entries
 
 

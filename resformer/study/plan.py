@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from math import lcm
 from typing import Any
 
-from resformer.spelling import parse_scheme
+from resformer.spelling import parse_scheme, write_scheme
 from resformer.study.condition import Condition
 from resformer.study.identity import identity
 from resformer.study.pretraining import PRETRAINING, Encoder, Pretraining
@@ -84,7 +84,7 @@ class Study:
     training data, and run with the best (see `resformer.study.selection`).
     """
 
-    schemes: tuple[str, ...]  # each a name, or a name with options: see `parse_scheme`
+    schemes: tuple[str, ...]  # each a name, or a name with options, as `write_scheme` writes it
     depths: tuple[int, ...]  # layers; that of the checkpoint where there is one
     tasks: tuple[str, ...]
     seeds: int = 5  # how many: 0, 1, ... seeds - 1
@@ -121,25 +121,18 @@ class Study:
             problems.add("weight_inits", list(self.weight_inits), "left out where a checkpoint brings the weights")
         if self.settings.model is not None and self.pretraining is not None:
             problems.add("model", self.settings.model, "left out where the study pre-trains encoders")
-        keys = []
-        for text in self.schemes:
-            try:
-                name, options = parse_scheme(text)
-                keys.append(f"{name} {sorted(options.items())}")
-            except (ValueError, AttributeError) as error:
-                problems.say("schemes", text, str(error))
-                keys.append(repr(text))
+        schemes = [_spelt(problems, text) for text in self.schemes]
+        _distinct(problems, "schemes", schemes, self.schemes)
         for name in ("depths", "tasks", "learning_rates", "weight_inits"):
-            _distinct(problems, name, map(repr, getattr(self, name)), getattr(self, name))
-        _distinct(problems, "schemes", keys, self.schemes)
+            _distinct(problems, name, getattr(self, name), getattr(self, name))
+        baseline = self.baseline or next((name for name in BASELINES if name in schemes), schemes[0] if schemes else "")
+        baseline = _spelt(Problems(), baseline)
+        if schemes and baseline not in schemes:
+            problems.add("baseline", self.baseline, f"one of the schemes: {', '.join(schemes)}")
         problems.stop()
-        object.__setattr__(self, "schemes", tuple(text.strip() for text in self.schemes))
+        object.__setattr__(self, "schemes", tuple(schemes))
         object.__setattr__(self, "learning_rates", tuple(float(rate) for rate in self.learning_rates))
-        chosen = self.baseline or next((name for name in BASELINES if name in self.schemes), self.schemes[0])
-        if chosen not in self.schemes:
-            problems.add("baseline", chosen, f"one of the schemes: {', '.join(self.schemes)}")
-        problems.stop()
-        object.__setattr__(self, "baseline", chosen)
+        object.__setattr__(self, "baseline", baseline)
 
     def conditions(self) -> list[Condition]:
         """Every cell, the deepest first, so that no long run is left over at the end; within a depth by task."""
@@ -150,6 +143,16 @@ class Study:
             if self.controls and (units := self.facts.wider.get(str(depth))):
                 found.append(Condition(self.baseline, depth, task, init, units))
         return found
+
+    def piece(self, i: int, n: int) -> list[Condition]:
+        """Every n-th condition, from condition i, for one of n pieces of the study: as even as can be, none twice.
+
+        Where the number of arms and n have a common factor, an arm would fall to the same pieces at every depth: the
+        dealing moves on by one whenever it would begin to repeat itself.
+        """
+        dealt = list(enumerate(self.conditions()))
+        period = lcm(len({arm(vars(condition)) for _, condition in dealt}), n)
+        return [condition for place, condition in dealt if (place + place // period) % n == i]
 
     def encoders(self, conditions: Sequence[Condition] | None = None) -> list[Encoder]:
         """The pre-training runs that some conditions start from (None: all), each once; all of the first seed first."""
@@ -215,7 +218,24 @@ def arm(config: Mapping[str, Any]) -> str:
     return f"{config['scheme']} + wider ffn" if config.get("extra_ffn") else str(config["scheme"])
 
 
-def _distinct(problems: Problems, name: str, keys: Iterable[str], shown: tuple[Any, ...]) -> None:
-    for position, (_, count) in enumerate(Counter(keys).items()):
-        if count > 1:
-            problems.say(name, shown[position], f"{name} has {shown[position]!r} {count} times; give each once")
+def _spelt(problems: Problems, text: Any) -> str:
+    """A scheme in the one spelling that is a part of ids; as it is where it cannot be read."""
+    if not isinstance(text, str):
+        problems.add("schemes", text, "names of schemes")
+        return repr(text)
+    try:
+        return write_scheme(*parse_scheme(text))
+    except ValueError as error:
+        problems.say("schemes", text, str(error))
+        return text
+
+
+def _distinct(problems: Problems, name: str, values: Iterable[Any], shown: Iterable[Any]) -> None:
+    """That no value is there twice; 1 and 1.0 are one."""
+    first: dict[Any, Any] = {}
+    for value, given in zip(values, shown, strict=True):
+        key = value if isinstance(value, str | int | float) else repr(value)
+        if key in first:
+            also = "" if repr(first[key]) == repr(given) else f", also written as {first[key]!r}"
+            problems.say(name, given, f"{name} has {given!r} more than once{also}; give each once")
+        first.setdefault(key, given)

@@ -6,15 +6,17 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable
 from functools import cached_property
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from resformer.study.worker import Function, Slot, Unit, record, serve, smaller
+from resformer.study.worker import LEAVE, Function, Slot, Unit, note, record, serve, smaller
 
+AGAIN = "it is begun again, in a fresh process"
+RETRIES = 1  # of a run whose process died, as by the kernel where memory ran out; one that raises is not tried again
 Job = tuple[Unit, Path, int | None]  # with its directory, and how many examples are computed at once (None: the batch)
 
 
@@ -24,6 +26,7 @@ class Pool:
     def __init__(self, function: Function | str, workers: int | None = None):
         self.function, self.count = function, workers
         self.workers: list[_Worker] = []
+        self.deaths: Counter[Unit] = Counter()
 
     @cached_property
     def vacant(self) -> list[Slot]:
@@ -32,8 +35,9 @@ class Pool:
     def carry_out(self, jobs: Iterable[tuple[Unit, Path]]) -> Generator[tuple[Unit, str]]:
         """Yield (run, "started") and (run, what became of it in the words of `attempt`) for each of the runs.
 
-        After "memory" the run is started again, in a fresh process and with half the micro-batch; a process that dies
-        is a run that failed. Raises `RuntimeError` if no process can start.
+        After "memory" the run is started again, in a fresh process and with half the micro-batch; after "died", which
+        is said of no more than `RETRIES` deaths of its process, as it was. Raises `RuntimeError` if no process can
+        start.
         """
         todo: deque[Job] = deque((run, directory, None) for run, directory in jobs)
         while True:
@@ -64,20 +68,21 @@ class Pool:
         if said == "ready":
             worker.ready = True
             return
-        job, worker.job = worker.job or worker.reserved, None
+        job, worker.job, code = worker.job or worker.reserved, None, None
         if said in (None, "failed", "memory"):
             self.workers.remove(worker)
             code = worker.end()
             if started:  # one that was not even ready is not replaced: another would do no better
                 self.vacant.append(worker.slot)
-            if said is None and job is not None:
-                record(job[0], job[1], _death(code))
-                said = "failed"
-        if job is None or said is None:
+        if job is None:
             return
         run, directory, micro = job
+        if said is None:
+            said = died(run, directory, self.deaths, RETRIES, _death(code))
         if said == "memory":
             self._start((run, directory, smaller(run, micro)))
+        if said == "died":
+            self._start(job)
         yield run, said
 
     def _start(self, reserved: Job | None = None) -> _Worker:
@@ -87,10 +92,20 @@ class Pool:
     def close(self) -> None:
         """End the processes, with what they have not finished."""
         for worker in self.workers:
-            worker.process.kill()
+            worker.leave()
         for worker in self.workers:
             worker.end()
         self.workers.clear()
+
+
+def died(run: Unit, directory: Path, deaths: Counter[Unit], retries: int, how: str) -> str:
+    """Count the death of a run's process: "died" where the run is to be started again, else "failed", on record."""
+    deaths[run] += 1
+    if deaths[run] <= retries:
+        note(directory, f"{how}; {AGAIN}")
+        return "died"
+    record(run, directory, f"{how}, {deaths[run]} times in a row")
+    return "failed"
 
 
 def slots(workers: int | None) -> list[Slot]:
@@ -137,6 +152,11 @@ class _Worker:
         except (EOFError, OSError):
             return None
 
+    def leave(self) -> None:
+        """Have the process end in the ordinary way, whatever it is at."""
+        if (pid := self.process.pid) is not None and self.process.is_alive():
+            os.kill(pid, LEAVE)
+
     def end(self, seconds: float = 10) -> int | None:
         """See to it that the process ends; its exit code."""
         self.connection.close()  # an idle one ends by that
@@ -149,5 +169,5 @@ class _Worker:
 
 def _death(code: int | None) -> str:
     how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
-    hint = "; often that means that memory ran out: try fewer workers" if code == -signal.SIGKILL else ""
-    return f"the process of this run died ({how}){hint}"
+    hint = ", often since memory ran out: try fewer workers" if code == -signal.SIGKILL else ""
+    return f"the process of this run died ({how}{hint})"

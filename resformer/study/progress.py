@@ -1,4 +1,4 @@
-"""How far a study is, on standard error: one bar on a terminal, otherwise a line for each run."""
+"""How far a study is, on standard error: one bar on a terminal, otherwise a line for each run that ends."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from resformer.study.worker import Unit
 from resformer.train.progress import duration
 
 WIDTH = 80  # of the plain lines, in characters
+AGAIN = {"memory": "out of memory, again with half the micro-batch", "died": "its process died, again"}
 
 
 class Progress:
@@ -35,6 +36,7 @@ class Progress:
         self.seconds: defaultdict[str, float] = defaultdict(float)  # that it took, of one slot
         self.since: dict[Unit, float] = {}  # when those that are running began
         self.done = self.failed = self.total = 0
+        self.told = (-1, 0)  # cells done and runs failed when last a line told of them
         for run in runs:
             self.total += 1
             if isinstance(run, Run):
@@ -48,6 +50,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.bar.start()
+        self._tell()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -72,16 +75,18 @@ class Progress:
     def advance(self, run: Unit, outcome: str, result: Result) -> None:
         """One run has ended, in the words of `attempt`."""
         spent = time.monotonic() - self.since.pop(run)
-        if outcome != "elsewhere":
+        if outcome not in ("elsewhere", "skipped"):
             self.seconds[_task(run)] += spent
-        if outcome == "memory":
-            self.say(_fit(f"out of memory, again with half the micro-batch: {run}"))
+        if outcome in AGAIN:
+            self.say(_fit(f"{AGAIN[outcome]}: {run}"))
             self._show()
             return
         if outcome == "finished":
             self.worked[_task(run)] += work(run)
             self.skip(run)
             outcome = result.status if result.score is None else f"{result.score:.3f}"
+        elif outcome == "skipped":
+            self.skip(run)
         else:  # to be done another time, or by another
             self.work[_task(run)] -= work(run)
             self.failed += outcome == "failed"
@@ -92,11 +97,11 @@ class Progress:
         if outcome == "failed":
             self.say(_fit(f"  {result.error}"))
             self.say(f"  see {result.directory.name}/error.json and log.txt")
+        self._tell()
 
     def standing(self) -> str:
         """Cells and runs that are done, running and failed, in few words."""
-        cells = sum(not left for left in self.left.values())
-        counts = [f"{cells}/{len(self.left)} cells", f"{self.done}/{self.total} runs"]
+        counts = [f"{self._cells()}/{len(self.left)} cells", f"{self.done}/{self.total} runs"]
         more = {"running": len(self.since), "failed": self.failed}
         return ", ".join(counts + [f"{number} {what}" for what, number in more.items() if number])
 
@@ -113,6 +118,15 @@ class Progress:
         wanted = sum(amount * pace.get(task, overall) for task, amount in (+self.work).items()) - under_way
         slots = max(1.0, (done + under_way) / max(now - self.began, 1e-9))  # busy at a time, on average
         return f"{duration(max(wanted, 0.0) / slots)} left"
+
+    def _cells(self) -> int:
+        return sum(not left for left in self.left.values())
+
+    def _tell(self) -> None:
+        """Where there is no bar: a line at the beginning, and whenever a cell is complete or a run has failed."""
+        if not self.console.is_terminal and self.told != (now := (self._cells(), self.failed)):
+            self.told = now
+            self.say(", ".join(filter(None, [self.standing(), self.remaining()])))
 
     def _show(self) -> None:
         self.bar.update(self.task, completed=self.done, description=self.standing(), left=self.remaining())

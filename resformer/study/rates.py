@@ -1,12 +1,14 @@
 """What the tuning runs of a setting found: a curve over learning rates for each arm and depth."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from resformer.study.plan import Condition, arm
+from resformer.study.apart import conditions
+from resformer.study.chance import Chance, chance
+from resformer.study.plan import arm
 from resformer.study.reading import Reading
 from resformer.study.selection import Choice
 from resformer.study.sensitivity import Sensitivity, sensitivity
-from resformer.study.summary import SIGN, Chance, Setting, chance, value_of
+from resformer.study.summary import SIGN, Setting
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,10 @@ def grids(setting: Setting, reading: Reading) -> list[Grid]:
     """Of the cells of a setting, in their order; empty where the study has one learning rate."""
     known = chance(setting.task, [result for result in reading.tuning if result.config["task"] == setting.task])
     found = {}
-    for condition, choice in reading.choices.items():
-        if _belongs(condition, choice, setting):
-            name = arm(asdict(condition))
-            found[name, condition.depth] = Grid(name, condition.depth, choice, known)
+    for choice in reading.choices:
+        config = next(iter(choice.results.values())).config
+        own = conditions(config)
+        if config["task"] == setting.task and all(own.get(key) == value for key, value in setting.differs.items()):
+            cell = arm(config), config["depth"]
+            found[cell] = Grid(*cell, choice, known)
     return [found[cell] for cell in setting.cells if cell in found]
-
-
-def _belongs(condition: Condition, choice: Choice, setting: Setting) -> bool:
-    result = next(iter(choice.results.values()))
-    own = all(value_of(result, key) == value for key, value in setting.differs.items())
-    return condition.task == setting.task and own

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from resformer.study.pool import Job
+from resformer.study.pool import Job, died
 from resformer.study.worker import Function, Slot, Unit, attempt, prepared, record, smaller
 
 RETRIES = 3  # of a run whose process or node died; one that raises is not tried again
@@ -73,14 +73,12 @@ class RayPool:
                     said, line = "failed", str(error).strip().splitlines()[-1]
                     record(run, directory, f"the run could not begin on its node: {line}", str(error))
                 except self.ray.exceptions.RayError as error:  # its process died, or its node
-                    self.deaths[run] += 1
-                    if self.deaths[run] <= RETRIES:
-                        self.flying[self._submit(job, slot, gpus)] = job
-                        continue
-                    said, line = "failed", str(error).strip().splitlines()[0]
-                    record(run, directory, f"the process of this run died, {self.deaths[run]} times: {line}")
+                    line = str(error).strip().splitlines()[0]
+                    said = died(run, directory, self.deaths, RETRIES, f"the process of this run died ({line})")
                 if said == "memory":
                     todo.appendleft((run, directory, smaller(run, micro)))
+                if said == "died":
+                    todo.appendleft(job)
                 yield run, said
 
     def _submit(self, job: Job, slot: Slot, gpus: int) -> Any:

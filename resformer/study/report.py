@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from resformer.study import drawings, figures, svg
 from resformer.study.document import Document, study_document
 from resformer.study.markdown import coverage, markdown
 from resformer.study.records import COSTS
-from resformer.study.tables import cost, entry, failed, indexed, main_rows, p_value, sentence, shown
+from resformer.study.tables import aggregate, cost, entry, failed, indexed, main_rows, p_value, sentence, shown
 from resformer.study.words import counted, number
 
 
@@ -47,7 +47,13 @@ def html(document: Document) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     filters = {"breakable": breakable, "aside": aside, "number": number, "shown": shown, "entry": entry}
-    environment.filters |= filters | {"cost": cost, "failed": failed, "p_value": p_value, "sentence": sentence}
+    environment.filters |= filters | {
+        "aggregate": aggregate,
+        "cost": cost,
+        "failed": failed,
+        "p_value": p_value,
+        "sentence": sentence,
+    }
     environment.globals |= {
         "figures": figures,
         "drawings": drawings,
@@ -73,14 +79,36 @@ def nothing_finished(document: Document) -> str | None:
     return f"no run is finished ({found['planned']} planned{failed_runs}): there is nothing to report yet"
 
 
-def breakable(name: str) -> Markup:
-    """A name, escaped, that a narrow column may break after _ : and ,"""
-    return Markup(re.sub(r"([_:,])", r"\1<wbr>", str(escape(name))))
+def to_know(document: Document) -> Iterator[str]:
+    """What somebody at a terminal should know of a report before they read it: files that do not count, runs that are
+    missing."""
+    found = document["coverage"]
+    if bad := found["not_counted"]:
+        first, more = bad[0], f"; {len(bad) - 1} more" * (len(bad) > 1)
+        does = "does" if len(bad) == 1 else "do"
+        yield (
+            f"{counted(len(bad), 'result file')} {does} not count: runs/{first['run']}: {first['problem']}{more}. "
+            "`resformer compare` into the folder moves those of its runs to rejected-N.json, and makes them again"
+        )
+    if moved := found["moved"]:
+        were = "was" if len(moved) == 1 else "were"
+        more = f" and {len(moved) - 1} more" * (len(moved) > 1)
+        yield f"{counted(len(moved), 'result file')} did not count and {were} moved aside: {moved[0]}{more}"
+    left = found["planned"] - found["finished"]
+    if found["finished"] and left:
+        under_way = f", {found['under_way']} under way in another process" * bool(found["under_way"])
+        yield f"{left} of {found['planned']} runs have no result yet{under_way}: the report is partial"
+
+
+def breakable(text: str) -> Markup:
+    """Text, escaped, whose names may be broken after : and , and on a phone after _ too."""
+    broken = re.sub(r"([:,])(?=[^\s&])", r"\1<wbr>", str(escape(text)))
+    return Markup(broken.replace("_", '_<wbr class="narrow">'))
 
 
 def aside(text: str) -> Markup:
-    """A sentence, escaped, with what stands in parentheses made small."""
-    return Markup(re.sub(r"(\([^()]*\))", r"<small>\1</small>", str(escape(text))))
+    """A sentence, escaped and `breakable`, with what stands in parentheses made small."""
+    return Markup(re.sub(r"(\([^()]*\))", r"<small>\1</small>", str(breakable(text))))
 
 
 def palette() -> dict[str, str]:

@@ -1,8 +1,8 @@
 """What a study left on disk, read back: runs finished, failed, and not finished. Stdlib only.
 
-A study's folder holds study.json (the studies run into it, their commands and versions) and
-runs/<id>/{config.json, log.txt, train.jsonl, result.json | error.json}; of a run that is finished, result.json is
-enough.
+A study's folder holds study.json (the studies run into it, their commands and versions), a study file for each of
+them, and runs/<id>/{config.json, log.txt, train.jsonl, result.json | error.json}; of a run that is finished,
+result.json is enough.
 """
 
 import contextlib
@@ -17,11 +17,13 @@ from typing import Any, NoReturn
 
 from resformer.files import write_json_atomically
 from resformer.provenance import provenance
+from resformer.study.kept import as_toml, keep
 from resformer.study.plan import Condition, Run, Study
 from resformer.study.pretraining import Encoder
 from resformer.study.settings import Settings
 
 VERSION = 1  # of study.json and result.json
+STUDY = "study.json"
 MISSING = "is missing"
 HALVED = "micro_batch_halved"  # flag of a run whose memory did not hold its batch: not quite what it is compared with
 PAYLOAD = (
@@ -55,32 +57,43 @@ class Result:
         return self.status in ("ok", "diverged")
 
 
-def open_study(output: Path, study: Study, command: str | None = None) -> None:
+def open_study(output: Path, study: Study, command: str | None = None, file: str | None = None) -> None:
     """Make the folder, or take up the study in it, and record in study.json what is to be run, with what.
 
-    Raises `ValueError` if `output` holds something else than a study, and then changes nothing.
+    The text of the study file is kept beside it; None: one that asks for the same is written. Raises `ValueError` if
+    `output` holds something else than a study, and then changes nothing.
     """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output {str(output)!r} is a file; choose a new folder, or one that holds a study")
-    output.mkdir(parents=True, exist_ok=True)
+    if not output.exists():
+        output.mkdir(parents=True, exist_ok=True)
     made_with = provenance()
     started = made_with.pop("finished")
     # Through JSON and back, so that tuples compare equal to the lists that are read.
     entry = json.loads(json.dumps({"study": asdict(study), "command": command, "provenance": made_with}))
     add_entries(output, [{**entry, "started": started}])
+    keep(output, as_toml(study) if file is None else file)
+
+
+def check_output(output: Path) -> None:
+    """Raise `ValueError` if this is no folder to write a study into: it is a file, or holds something else."""
+    choose = "choose a new or empty folder, or one that holds a study"
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output {str(output)!r} is a file; {choose}")
+    if output.is_dir() and any(output.iterdir()) and not (output / STUDY).is_file():
+        raise ValueError(f"output {str(output)!r} holds no study (no {STUDY}); {choose}")
 
 
 def add_entries(output: Path, entries: list[dict[str, Any]]) -> None:
     """Add to the study.json of a study, or of an empty folder, those that it does not have, whenever they started."""
     with _alone(output):  # the shards of a study are all started at once
-        known = read_study(output) if any(output.iterdir()) else []
+        check_output(output)
+        known = read_study(output) if (output / STUDY).is_file() else []
         united = list(known)
         for entry in entries:
             if not any({**other, "started": None} == {**entry, "started": None} for other in united):
                 united.append(entry)
         if len(united) > len(known):
             united.sort(key=lambda entry: str(entry.get("started")))
-            write_json_atomically(output / "study.json", {"version": VERSION, "studies": united})
+            write_json_atomically(output / STUDY, {"version": VERSION, "studies": united})
 
 
 @contextlib.contextmanager
@@ -101,15 +114,16 @@ def read_study(output: Path) -> list[dict[str, Any]]:
     Raises `ValueError` if the folder does not hold a study.
     """
     output = Path(output)
-    path = output / "study.json"
+    path = output / STUDY
     if not path.is_file():
-        what = "does not exist" if not output.exists() else "holds no study (no study.json)"
-        raise ValueError(f"output {str(output)!r} {what}; choose a new or empty folder, or one that holds a study")
+        what = "is no folder" if output.exists() else "does not exist"
+        what = f"holds no study (no {STUDY})" if output.is_dir() else what
+        raise ValueError(f"{str(output)!r} {what}; give the folder of a study, the --output of its `resformer compare`")
     content, problem = _load(path)
     if problem is None and not isinstance(content.get("studies"), list):
         problem = "lists no studies"
     if problem:
-        raise ValueError(f"{str(path)!r} {problem}; restore it, or choose another folder")
+        raise ValueError(f"{str(path)!r} {problem}; restore it: the runs beside it are not lost")
     return content["studies"]
 
 

@@ -91,8 +91,7 @@ def parts(run: Run, encoder: Path | None = None, micro_batch_size: int | None = 
     settings, task = run.settings, TASKS[run.condition.task]
     fresh = settings.model is None and encoder is None
     data, words = prepare(task.name, settings.data, settings.max_length, tokenized=fresh)
-    if settings.train_size is not None:
-        data = DatasetDict(data, train=data["train"].select(range(min(settings.train_size, len(data["train"])))))
+    data = shortened(data, settings)
     if run.tuning:
         data = without_slice(data, task)
     model, tokenizer = start(run, encoder, words)
@@ -202,11 +201,16 @@ def encoder_parts(
 
 
 @lru_cache(maxsize=2)
+def subwords(corpus: tuple[str, ...], vocabulary: int) -> PreTrainedTokenizerBase:
+    """A tokenizer of the corpus; kept, since a worker trains many encoders on it."""
+    return train_subwords(read_corpus(corpus), "wordpiece", vocab_size=vocabulary)
+
+
+@lru_cache(maxsize=2)
 def prepare_text(given: Pretraining) -> tuple[PreTrainedTokenizerBase, Packed]:
-    """A tokenizer of the corpus, and the corpus in its tokens; kept, since a worker trains many encoders on it."""
-    corpus = list(given.corpus)
-    tokenizer = train_subwords(read_corpus(corpus), "wordpiece", vocab_size=given.vocabulary)
-    return tokenizer, pack(corpus, tokenizer, given.length, "mlm")
+    """The tokenizer, and the corpus in its tokens; kept as well."""
+    tokenizer = subwords(given.corpus, given.vocabulary)
+    return tokenizer, pack(given.corpus, tokenizer, given.length, "mlm")
 
 
 @lru_cache(maxsize=8)
@@ -221,6 +225,14 @@ def prepare(
     texts = [text for column in task.texts for text in data["train"][column]]
     vocabulary = None if task.builtin else VOCABULARY
     return data, train_tokenizer(texts, vocab_size=vocabulary, max_length=max_length)
+
+
+def shortened(data: DatasetDict, settings: Settings) -> DatasetDict:
+    """Data with no more training examples than the settings say."""
+    train = data["train"]
+    if settings.train_size is None or settings.train_size >= len(train):
+        return data
+    return DatasetDict(data, train=train.select(range(settings.train_size)))
 
 
 def without_slice(data: DatasetDict, task: Task) -> DatasetDict:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,17 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from resformer.study.execute import studies
-from resformer.study.plan import Condition, Run, Study, arm
+from resformer.study.plan import Condition, Study, arm
+from resformer.study.pretraining import PRETRAINING
 from resformer.study.results import Result, read_result
-from resformer.study.selection import Choice, Look, choices, chosen
-from resformer.study.worker import running
+from resformer.study.selection import Choice, choices, chosen
+from resformer.study.worker import Unit, running
 
 STATES = ("done", "running", "failed", "missing")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A condition, and how many of its runs are in each of `STATES`."""
+    """A condition, and how many of its runs are in each of `STATES`; its task may be `PRETRAINING`."""
 
     condition: Condition
     tuning: Counter[str]  # of the runs that choose its learning rate
@@ -32,13 +33,17 @@ class Cell:
     rate: float | None  # None: not chosen yet
 
 
-def cells(study: Study, look: Look) -> list[Cell]:
-    """The cells of a study in the order they are run in; `look` reads a run as it stands on disk."""
+def cells(study: Study, look: Callable[[Unit], Result]) -> list[Cell]:
+    """The cells of a study in the order they are run in, before them the encoders that they start from; `look` reads a
+    run as it stands on disk."""
     made, rates = choices(study, look), study.rates(chosen(study, look))
     found = {condition: Counter[str]() for condition in study.conditions()}
     for run in study.runs(rates):
         found[run.condition][_state(look(run))] += 1
-    return [
+    encoders: defaultdict[Condition, Counter[str]] = defaultdict(Counter)
+    for encoder in study.encoders():
+        encoders[encoder.condition][_state(look(encoder))] += 1
+    return [Cell(condition, Counter(), counts, None, None) for condition, counts in encoders.items()] + [
         Cell(
             condition,
             Counter(_state(look(run)) for run in study.tuning(condition)),
@@ -58,21 +63,21 @@ def status(output: Path) -> Group:
     output = Path(output)
     found = studies(output)
     shown = [study for i, study in enumerate(found) if not any(_within(study, later) for later in found[i + 1 :])]
-    seen: dict[str, Result] = {}
+    seen: dict[Unit, Result] = {}
 
-    def look(run: Run) -> Result:
-        if run.id not in seen:
-            seen[run.id] = read_result(output / "runs" / run.id)
-        return seen[run.id]
+    def look(run: Unit) -> Result:
+        if run not in seen:
+            seen[run] = read_result(output / "runs" / run.id)
+        return seen[run]
 
     parts: list[Table | Text] = []
     for study in shown:
         of_it = cells(study, look)
         if len(shown) > 1:
-            parts.append(Text(f"study of {len(of_it)} cells x {study.seeds} seeds", style="bold"))
+            parts.append(Text(f"study of {len(study.conditions())} cells x {study.seeds} seeds", style="bold"))
         parts += [table(of_it), Text(_summary(of_it))]
-    rejected = [Text(f"run {name}: {result.problem}") for name, result in sorted(seen.items()) if result.problem]
-    return Group(*parts, *rejected)
+    rejected = {f"run {run.id}: {result.problem}": None for run, result in seen.items() if result.problem}
+    return Group(*parts, *map(Text, [*_failures(seen), *rejected]))
 
 
 def table(of_study: Iterable[Cell]) -> Table:
@@ -94,7 +99,9 @@ def table(of_study: Iterable[Cell]) -> Table:
         condition, counts = cell.condition, cell.runs
         row = [str(condition.depth), condition.task, *([condition.weight_init] if several else [])]
         row.append(escape(arm(asdict(condition))))
-        if tuned:
+        if tuned and condition.task == PRETRAINING:
+            row += ["", ""]
+        elif tuned:
             edge = "" if cell.choice is None or cell.choice.edge is None else "*"
             row += [_tuning(cell), "-" if cell.rate is None else f"{cell.rate:g}{edge}"]
         done = f"{counts['done']}/{counts.total()}"
@@ -116,12 +123,26 @@ def _tuning(cell: Cell) -> str:
     return " ".join([f"{cell.tuning['done']}/{cell.tuning.total()}", *marks])
 
 
+def _failures(seen: dict[Unit, Result]) -> list[str]:
+    """A line for each reason why runs failed, with the first of them."""
+    by_reason: defaultdict[str, list[Unit]] = defaultdict(list)
+    for run, result in seen.items():
+        if _state(result) == "failed":
+            by_reason[str(result.error)].append(run)
+    return [
+        f"failed: {runs[0].id} ({runs[0]})" + f" and {len(runs) - 1} more" * (len(runs) > 1) + f": {reason}"
+        for reason, runs in by_reason.items()
+    ]
+
+
 def _summary(of_study: list[Cell]) -> str:
     runs: Counter[str] = Counter()
     for cell in of_study:
         runs += cell.runs + cell.tuning
-    whole = sum(cell.runs["done"] == cell.runs.total() for cell in of_study)
-    counts = [f"{whole} of {len(of_study)} cells and {runs['done']} of {runs.total()} runs done (with tuning)"]
+    reported = [cell for cell in of_study if cell.condition.task != PRETRAINING]
+    whole = sum(cell.runs["done"] == cell.runs.total() for cell in reported)
+    besides = "tuning and pre-training" if len(reported) < len(of_study) else "tuning"
+    counts = [f"{whole} of {len(reported)} cells and {runs['done']} of {runs.total()} runs done (with {besides})"]
     counts += [f"{runs[name]} {name}" for name in STATES[1:] if runs[name]]
     lines = [", ".join(counts)]
     if any(cell.choice is not None and cell.choice.edge for cell in of_study):

@@ -4,47 +4,19 @@ An arm is what is compared: a scheme, or a control. A setting is a task and what
 depth, seed and learning rate, which is chosen for each cell: runs made under different conditions are never averaged.
 """
 
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from resformer.data.tasks import TASKS
-from resformer.spelling import parse_scheme
+from resformer.study.chance import Chance, chance
 from resformer.study.failures import Rate, failure_rate
-from resformer.study.identity import PLACES
-from resformer.study.plan import BASELINES, STATIC, arm
+from resformer.study.plan import arm
 from resformer.study.results import Result
 from resformer.study.stats import Estimate, estimate, paired_difference
 
-# config keys that are no part of a setting
-AXES = ("scheme", "extra_ffn", "depth", "task", "seed", "learning_rate", "tuning", *PLACES)
-NEAR = 0.98  # a final training loss from this share of the constant guess's on is "at chance"
 FAR = 1.5  # a final training loss above this many times the threshold of chance is "worse than chance"
 FAILING = ("chance", "worse", "diverged", "failed")
 SIGN = {"score": 1, "train_loss": -1}  # of an endpoint's differences that are better
-
-
-@dataclass(frozen=True)
-class Chance:
-    """What the best constant guess of a task gets; None where that is not known."""
-
-    score: float | None = None
-    loss: float | None = None  # on the training data: the entropy of their classes
-
-    @cached_property
-    def threshold(self) -> float | None:
-        """The final training loss from which on a run is at chance; always below the constant guess's."""
-        if self.loss is None:
-            return None
-        near = NEAR * self.loss
-        short = round(near, 2)  # for people; too coarse where the guess is nearly always right
-        return short if abs(short - near) < (self.loss - near) / 2 else float(f"{near:.3g}")
-
-    def of(self, endpoint: str) -> float | None:
-        return self.score if endpoint == "score" else self.loss
 
 
 @dataclass(frozen=True)
@@ -149,7 +121,7 @@ class Setting:
     """The runs of one task under one set of conditions."""
 
     task: str
-    differs: dict[str, Any]  # the config keys, with values, that set it apart from the task's other settings
+    differs: dict[str, Any]  # those of its `conditions` that set it apart from the task's other settings
     arms: tuple[str, ...]  # controls last
     controls: tuple[str, ...]  # those of the arms that are there to be beaten
     baseline: str | None  # the arm that others are compared with
@@ -206,100 +178,3 @@ class Setting:
         """`arm` minus `other` at a depth, paired by seed; None where no seed has both."""
         own, others = self.cells[arm, depth], self.cells[other, depth]
         return paired_difference(own.values(endpoint), others.values(endpoint), level)
-
-
-def chance(name: str, finished: Sequence[Result]) -> Chance:
-    """What a constant guess of a task gets: by score always the most frequent class of the evaluated examples, by loss
-    the shares of the training examples' classes; of runs that report no such shares, those of the evaluated ones.
-
-    F1 is that of class 1, the majority of MRPC and a minority elsewhere; a correlation with a constant counts as 0.
-    """
-    task = TASKS.get(name)
-    if task is None:
-        return Chance()
-    shares = [value for run in finished for key, value in run.metrics.items() if key.startswith("majority")]
-    majority = sum(shares) / len(shares) if shares else None
-    found: list[float | None] = []
-    for metric in task.metrics:
-        if metric in ("matthews", "pearson", "spearman"):
-            found.append(0.0)
-        elif metric == "f1":
-            found.append(0.0 if name != "mrpc" else None if majority is None else 2 * majority / (1 + majority))
-        else:
-            found.append(majority)
-    known = [value for value in found if value is not None]
-    score = sum(known) / len(known) if len(known) == len(found) else None
-    if task.labels is None:
-        return Chance(score, None)
-    entropies = [_entropy(run.diagnostics["class_shares"]) for run in finished if run.diagnostics.get("class_shares")]
-    if entropies:
-        return Chance(score, sum(entropies) / len(entropies))
-    if len(task.labels) == 2 and majority is not None and majority < 1:
-        return Chance(score, _entropy((majority, 1 - majority)))
-    return Chance(score, math.log(len(task.labels)))
-
-
-def _entropy(shares: Iterable[float]) -> float:
-    return -sum(p * math.log(p) for p in shares if p > 0)
-
-
-def is_control(config: Mapping[str, Any]) -> bool:
-    """Whether a run is of a negative control: more parameters alone, or a scheme that means nothing."""
-    return bool(config.get("extra_ffn")) or parse_scheme(config["scheme"])[0] == STATIC
-
-
-def split(
-    results: Sequence[Result], schemes: Sequence[str] = (), tasks: Sequence[str] = (), baseline: str | None = None
-) -> list[Setting]:
-    """The results by setting; schemes and tasks in the order given, others after them by name, controls last.
-
-    A config key that is tied to depth (one value at each depth) does not set settings apart, since the curves
-    over depth would fall apart: `tied` names such keys, and the report tells.
-    """
-    settings = []
-    for task in _order(tasks, (run.config["task"] for run in results)):
-        runs = [run for run in results if run.config["task"] == task]
-        keys = [key for key in varying(runs) if not _tied(key, runs)]
-        groups: dict[tuple[Any, ...], list[Result]] = {}
-        for run in runs:
-            groups.setdefault(tuple(value_of(run, key) for key in keys), []).append(run)
-        for values in sorted(groups, key=lambda values: [(value is None, str(value)) for value in values]):
-            own = tuple(groups[values])
-            names = _order(schemes, (arm(run.config) for run in own))
-            main = next((name for name in (baseline, *BASELINES) if name in names), None)
-            checks = {arm(run.config) for run in own if is_control(run.config)} - {main}
-            controls = tuple(name for name in names if name in checks)
-            arms = (*(name for name in names if name not in checks), *controls)
-            settings.append(Setting(task, dict(zip(keys, values, strict=True)), arms, controls, main, own))
-    return settings
-
-
-def _order(wanted: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
-    there = set(names)
-    return (*(name for name in dict.fromkeys(wanted) if name in there), *sorted(there - set(wanted)))
-
-
-def varying(runs: Sequence[Result]) -> list[str]:
-    """The config keys in which runs differ, besides `AXES`."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    return [key for key in keys if key not in AXES and len(_values(key, runs)) > 1]
-
-
-def tied(runs: Sequence[Result]) -> list[str]:
-    """Those of `varying` that have one value at each depth: a change of depth changes them too."""
-    return [key for key in varying(runs) if _tied(key, runs)]
-
-
-def _tied(key: str, runs: Sequence[Result]) -> bool:
-    depths = {run.config["depth"] for run in runs}
-    return all(len(_values(key, [run for run in runs if run.config["depth"] == depth])) == 1 for depth in depths)
-
-
-def _values(key: str, runs: Sequence[Result]) -> set[str]:
-    return {json.dumps(value_of(run, key), sort_keys=True) for run in runs}
-
-
-def value_of(run: Result, key: str) -> Any:
-    """Of a config; of the encoder that a run starts from, of which each cell has its own, only that there is one."""
-    value = run.config.get(key)
-    return "pre-trained" if key == "encoder" and value is not None else value

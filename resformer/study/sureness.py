@@ -61,11 +61,13 @@ def against_baseline(comparisons: Sequence[Comparison], settings: Sequence[Setti
     if not tests or not any(test.gap for test in tests):
         return ""
     baselines = joined(dict.fromkeys(str(settings[test.setting].baseline) for test in tests))
-    what = f"Of {len(tests)} declared comparisons with {baselines} by {ENDPOINT[tests[0].endpoint]}"
     made = sum(test.p is not None for test in tests)
+    few = " at so few seeds" if all(test.gap is None or test.gap.n < FEWEST for test in tests) else ""
+    if len(tests) == 1:
+        return _the_one(tests[0], settings, few)
+    what = f"Of {len(tests)} declared comparisons with {baselines} by {ENDPOINT[tests[0].endpoint]}"
     if not made:
-        few = all(test.gap is None or test.gap.n < FEWEST for test in tests)
-        return f"{what} none can be tested{' at so few seeds' if few else ': no differences spread over seeds'}."
+        return f"{what} none can be tested{few or ': no differences spread over seeds'}."
     parts = []
     for verdict in ("better", "worse"):
         by_arm: dict[str, dict[int, list[int]]] = {}
@@ -89,6 +91,19 @@ def against_baseline(comparisons: Sequence[Comparison], settings: Sequence[Setti
     return f"{what}, after Holm's correction: {'; '.join(parts)}{rest}."
 
 
+def _the_one(test: Comparison, settings: Sequence[Setting], few: str) -> str:
+    setting = settings[test.setting]
+    name, base = named(setting, [test.arm]), setting.baseline
+    what = f"The one declared comparison, {name} with {base} at depth {test.depth} by {ENDPOINT[test.endpoint]},"
+    if test.p is None:
+        return f"{what} cannot be tested{few or ': the difference does not spread over seeds'}."
+    if test.verdict:
+        return f"{what} finds {name} {test.verdict}."
+    if test.significant:
+        return f"{what} has a small p-value and is given no verdict, see caveats."
+    return f"{what} shows no difference."
+
+
 def controls_overview(settings: Sequence[Setting], endpoint: str) -> str:
     """The same over several settings; empty where no control has finished."""
     found = {title(setting): against_controls(setting, endpoint) for setting in settings}
@@ -108,9 +123,15 @@ def controls_overview(settings: Sequence[Setting], endpoint: str) -> str:
 
 def seeds(settings: Sequence[Setting]) -> str:
     """How many seeds the cells of a study have."""
-    counts = [len(cell.finished) for setting in settings for cell in setting.cells.values()]
+    counts = [len(cell.finished) for setting in settings for cell in setting.cells.values() if cell.runs]
     low, high = min(counts), max(counts)
-    return f"Seeds a cell: {low if low == high else f'{low} to {high}'}."
+    missing = [setting for setting in settings if _coverage(setting)]
+    partial = f" Not all runs have finished: {joined(map(_share, missing))}." if missing else ""
+    return f"Seeds a cell: {low if low == high else f'{low} to {high}'}.{partial}"
+
+
+def _share(setting: Setting) -> str:
+    return f"{len(setting.finished)} of {len(setting.runs)} on {title(setting)}"
 
 
 def _seed_counts(setting: Setting) -> str:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from resformer.study.words import MINUS, counted, signed
+from resformer.study.words import counted, signed, unsigned
 
 Record = dict[str, Any]
 
@@ -41,8 +41,20 @@ def shown(value: Record | None, sign: bool = False) -> str:
     """An estimate: 0.814 ± 0.021, or 0.814 without an interval; nothing for None."""
     if value is None:
         return ""
-    mean = signed(value["mean"]) if sign else f"{value['mean']:.3f}".replace("-", MINUS)
+    mean = signed(value["mean"]) if sign else unsigned(value["mean"])
     return mean if value["low"] is None else f"{mean} ± {(value['high'] - value['low']) / 2:.3f}"
+
+
+def aggregate(value: Record | None, sign: bool = False) -> str:
+    """0.814 (0.790 to 0.833), or 0.814 without an interval; nothing for None."""
+    if value is None:
+        return ""
+
+    def words(of: float) -> str:
+        return signed(of) if sign else unsigned(of)
+
+    interval = "" if value["low"] is None else f" ({words(value['low'])} to {words(value['high'])})"
+    return words(value["value"]) + interval
 
 
 def failed(rate: Record | None) -> str:

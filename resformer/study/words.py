@@ -20,6 +20,11 @@ def signed(value: float, decimals: int = 3) -> str:
     return f"{value:+.{decimals}f}".replace("-", MINUS)
 
 
+def unsigned(value: float, decimals: int = 3) -> str:
+    """With a sign where it is below zero alone."""
+    return f"{value:.{decimals}f}".replace("-", MINUS)
+
+
 def joined(names: Iterable[str]) -> str:
     """a; a and b; a, b and c."""
     *first, last = names

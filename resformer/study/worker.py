@@ -27,6 +27,7 @@ from resformer.study.results import finished, read_result, run_id
 Unit = Run | Encoder  # what is carried out
 Function = Callable[[Any, Path, int | None], Any]
 LOG = "log.txt"  # also what is locked while a process is at a run
+LEAVE = signal.SIGUSR2  # to a worker whose study is over; SIGTERM a run takes, to save what it has first
 # What torch says in errors of other kinds when memory ran out: of the CPU's allocator, of CUDA, of cuBLAS.
 NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -46,6 +47,7 @@ def serve(connection: Connection, function: Function | str, slot: Slot) -> None:
     and a fresh process is safe.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches every process; the parent decides
+    signal.signal(LEAVE, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     carry_out = prepared(function, slot)
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -86,7 +88,6 @@ def attempt(
     with open(directory / LOG, "a") as log:
         if not _claim(log, patience) or done(run, directory):
             return "elsewhere"
-        log.truncate(0)
         error.unlink(missing_ok=True)
         if result.exists():  # cut off, or of another version or run: not counted, and not thrown away either
             result.replace(rejected(directory))
@@ -157,6 +158,18 @@ def rejected(directory: Path) -> Path:
     while (path := directory / f"rejected-{number}.json").exists():
         number += 1
     return path
+
+
+def note(directory: Path, line: str) -> None:
+    """Add a line to the log of a run that no process is at."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / LOG, "a") as log:
+        log.write(f"{line}\n")
+
+
+def _leave(number: int, frame: object) -> None:
+    """End in the ordinary way, in which semaphores are given back: tqdm makes one in every process that has a bar."""
+    sys.exit(128 + number)
 
 
 def _end_with_parent() -> None:

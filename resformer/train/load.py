@@ -111,9 +111,9 @@ def load_model(
 
     path     a folder or a hub id; of a patched checkpoint the scheme comes with it
     task     whose labels the model gives
-    scheme   patched onto an unpatched checkpoint; None: the host as it is
+    scheme   patched onto a checkpoint that is not patched, or with identity, which is the host; None: as it is
 
-    Raises `ValueError` if the folder holds no model, or holds a patched one while a scheme is given.
+    Raises `ValueError` if the folder holds no model, or holds one with a scheme of its own while another is given.
     """
     if (Path(path) / "result.json").is_file() and (Path(path) / "model" / "config.json").is_file():
         raise ValueError(f"{path!r} is the folder of a run; its model is {str(Path(path) / 'model')!r}")
@@ -128,9 +128,10 @@ def load_model(
         config.num_labels = _classes(task)
         _name_labels(task, config)
     patched = getattr(config, "resformer", None)
+    bare = patched is not None and patched["scheme"] == "identity" and patched["placement"] == "native"
     if placement and not scheme:
         raise ValueError(f"placement {placement!r} is of a scheme; give the scheme as well")
-    if patched and scheme:
+    if patched and scheme and not bare:
         raise ValueError(f"model {path!r} is patched with {patched['scheme']!r} already; leave the scheme out")
     torch.manual_seed(seed)
     seed_of_names = fresh_seed()
@@ -152,6 +153,8 @@ def load_model(
     if tokens.pad_token is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokens.pad_token_id
     if scheme:
+        if patched:
+            unpatch(model)
         patch(model, scheme, init=init, placement=placement, **(options or {}))
     return model, tokens
 

@@ -139,7 +139,7 @@ def pretraining(
     check_pretraining(
         model, tokenizer, settings, objective=objective, length=packed.length, tokens=tokens, held_out=held_out
     )
-    train, held = _split(packed, held_out, settings.batch_size)
+    train, held = split_samples(packed, held_out, settings.batch_size)
     size, each = settings.batch_size, settings.batch_size * packed.length
     epoch = len(train[1]) // size
     length_of_run = settings if tokens is None else replace(settings, steps=max(1, round(tokens / each)))
@@ -212,7 +212,7 @@ def check_pretraining(
 Samples = tuple[Packed, range]
 
 
-def _split(packed: Packed, held_out: Packed | int, batch_size: int) -> tuple[Samples, Samples]:
+def split_samples(packed: Packed, held_out: Packed | int, batch_size: int) -> tuple[Samples, Samples]:
     """What is trained on and what is held out, each as samples of packed text."""
     if isinstance(held_out, Packed):
         train, held = (packed, range(len(packed))), (held_out, range(len(held_out)))
@@ -222,8 +222,9 @@ def _split(packed: Packed, held_out: Packed | int, batch_size: int) -> tuple[Sam
         train = packed, range(len(packed) - held_out)
         held = packed, range(max(0, len(packed) - held_out), len(packed))
     if len(train[1]) < batch_size:
+        out = len(held_out) if isinstance(held_out, Packed) else held_out
         raise ValueError(
-            f"the corpus has {len(packed)} samples of {packed.length} tokens, with {len(held[1])} held out: too few "
+            f"the corpus has {len(packed)} samples of {packed.length} tokens, with {out} to be held out: too few "
             f"for one batch of {batch_size}; give more text, shorter samples or a smaller batch"
         )
     return train, held
