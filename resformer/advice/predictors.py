@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from resformer.data.tasks import TASKS, Task
 from resformer.diagnostics.gradient_flow import gradient_norms
-from resformer.diagnostics.measured import fit
+from resformer.diagnostics.lines import fit
 from resformer.diagnostics.token_cosine import token_cosine
 from resformer.diagnostics.update_size import update_size
 from resformer.study.plan import Run

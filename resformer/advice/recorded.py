@@ -17,11 +17,12 @@ from resformer.advice.predictors import PREDICTORS, at_start, fresh
 from resformer.diagnostics.token_cosine import token_cosine
 from resformer.files import finite, write_json_atomically
 from resformer.provenance import provenance
+from resformer.study.apart import split
 from resformer.study.plan import Run
 from resformer.study.reading import read_runs
 from resformer.study.results import Result, run_of
 from resformer.study.run import LOOKED_AT, looked_at
-from resformer.study.summary import FAILING, Cell, Setting, split
+from resformer.study.summary import FAILING, Cell, Setting
 
 VERSION = 1
 OURS = "calibration.json"  # in this package: of scripts/studies/depth_x_scheme
