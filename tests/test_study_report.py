@@ -63,7 +63,7 @@ def test_the_first_screen_says_which_scheme_to_what_depth_and_how_sure(written):
     header = page.texts("header")[0]
     assert "No scheme is shown to beat every control (static_mix; pre_ln + wider ffn) on any setting" in header
     assert (
-        "Of 18 declared comparisons with pre_ln by score none find a difference after Holm's correction. "
+        "Of 18 declared comparisons with pre_ln by score none finds a difference after Holm's correction. "
         "1 is given no verdict: rezero (some runs failed) at depth 24 on sentiment. In the other 16 that could be "
         "tested no difference is detected; 3 of them have intervals of their own that exclude zero. 1 cannot be tested"
     ) in header

@@ -248,6 +248,11 @@ class AgainstControls:
     seeds: int  # that the scheme with the most has in common with every control
     endpoint: str
 
+    @property
+    def some_failed(self) -> bool:
+        """Whether schemes ran there that did not learn."""
+        return len(self.schemes) * len(self.controls) < self.pairs
+
     def behind(self, control: str, shown: bool = False) -> list[str]:
         """The schemes with a worse mean than a control; `shown`: those whose interval excludes zero."""
         return [s for s in self.schemes if (gap := self.gaps.get((s, control))) and self._worse(gap)

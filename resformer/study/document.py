@@ -96,7 +96,7 @@ def study_document(output: Path) -> Document:
 
 def _claims(settings: Sequence[Setting], comparisons: Sequence[Comparison], endpoint: str) -> Iterator[str]:
     if len(settings) > 1:
-        yield sureness.controls_overview(settings, endpoint)
+        yield from sureness.controls_overview(settings, endpoint)
     yield sureness.against_baseline(comparisons, settings)
     if len(settings) > 1:
         yield sureness.seeds(settings)

@@ -167,9 +167,7 @@ def controls_claims(setting: Setting, endpoint: str) -> list[str]:
             rest = [scheme for scheme in found.schemes if scheme not in behind]
             which = f" (all but {joined(rest)})" if 0 < len(rest) < len(behind) else f" ({joined(behind)})" * bool(rest)
             sure_of = found.behind(control, shown=True)
-            shown = (
-                f"by these intervals shown for {joined(sure_of)}" if sure_of else "by these intervals shown for none"
-            )
+            shown = f"shown by these intervals for {joined(sure_of or ['none'])}"
             parts.append(
                 f"the control {control} has a {BETTER[endpoint]} mean {ENDPOINT[endpoint]} than {len(behind)} of "
                 f"{among(found)}{which}, {shown}"
@@ -182,8 +180,7 @@ def controls_claims(setting: Setting, endpoint: str) -> list[str]:
 
 def among(found: AgainstControls) -> str:
     """The schemes that controls are held against: all, or those that are above chance."""
-    every = len(found.schemes) * len(found.controls) == found.pairs
-    return f"{counted(len(found.schemes), 'scheme')}{'' if every else ' above chance'}"
+    return f"{counted(len(found.schemes), 'scheme')}{' above chance' * found.some_failed}"
 
 
 def overview(settings: Sequence[Setting]) -> str:
@@ -207,7 +204,11 @@ def overview(settings: Sequence[Setting]) -> str:
         for (count, ran), names in sorted(by_count.items(), key=order)
     ]
     depths = {setting.deepest for setting in comparable}
-    at = f"depth {depths.pop()}" if len(depths) == 1 else "the greatest depth"
+    at = (
+        f"depth {depths.pop()}"
+        if len(depths) == 1
+        else f"their greatest depth ({' or '.join(map(str, sorted(depths)))})"
+    )
     of = ", of those in which it ran there" * (len({ran for _, ran in by_count}) > 1)
     above = f"(final training loss below {NEAR:.0%} of a constant guess's)"
     return f"Settings in which a scheme still trains above chance {above} at {at}{of}: {'; '.join(parts)}."

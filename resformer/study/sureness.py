@@ -1,9 +1,9 @@
 """How sure the findings are: sentences on seeds, order, the declared tests and the controls."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from resformer.study.comparisons import AgainstControls, Comparison, Ranking, against_controls, ranking
-from resformer.study.findings import BETTER, ENDPOINT, among, named, title
+from resformer.study.findings import ENDPOINT, named, title
 from resformer.study.stats import FEWEST, comparison
 from resformer.study.summary import Setting
 from resformer.study.words import joined, ranges, verb
@@ -70,11 +70,12 @@ def against_baseline(comparisons: Sequence[Comparison], settings: Sequence[Setti
     decided = [test for test in tests if test.verdict]
     unjudged = [test for test in tests if test.withheld and not test.verdict]
     rest = [test for test in tests if not test.verdict and not test.withheld]
-    words = [f"{what} {len(decided) or 'none'} {verb('find', decided)} a difference after Holm's correction"]
+    words = [f"{what} {len(decided) or 'none'} {verb('find', decided or [''])} a difference after Holm's correction"]
     words[0] += f": {_places(decided, settings, lambda test: f'is {test.verdict}')}." if decided else "."
     if unjudged:
         small = sum(test.significant for test in unjudged)
-        low = f", though {small} of them {'has' if small == 1 else 'have'} an adjusted p-value below 0.05" * bool(small)
+        of = "all" if small == len(unjudged) > 1 else f"{small} of them"
+        low = f", though {of} {'has' if small == 1 else 'have'} an adjusted p-value below 0.05" * bool(small)
         no = f"{len(unjudged)} {'is' if len(unjudged) == 1 else 'are'} given no verdict{low}"
         words.append(f"{no}: {_places(unjudged, settings, lambda test: f'({test.reason})')}.")
     if rest:
@@ -118,15 +119,15 @@ def _the_one(test: Comparison, settings: Sequence[Setting], few: str) -> str:
     return f"{what} detects none."
 
 
-def controls_overview(settings: Sequence[Setting], endpoint: str) -> str:
+def controls_overview(settings: Sequence[Setting], endpoint: str) -> list[str]:
     """Over several settings whether a scheme is better than the controls, and whether a control is than schemes; empty
     where no control has finished."""
     found = {title(setting): against_controls(setting, endpoint) for setting in settings}
     known = {name: against for name, against in found.items() if against is not None}
     if not known:
-        return ""
+        return []
     if all(against.seeds < FEWEST for against in known.values()):
-        return "There are too few seeds to tell a scheme from the controls."
+        return ["There are too few seeds to tell a scheme from the controls."]
     beaten = [f"{joined(against.beat)} on {name}" for name, against in known.items() if against.beat]
     controls = "; ".join(dict.fromkeys(control for against in known.values() for control in against.controls))
     sure = f"by paired intervals of {ENDPOINT[endpoint]} at the deepest depth, 95% over all pairs of a setting"
@@ -135,31 +136,33 @@ def controls_overview(settings: Sequence[Setting], endpoint: str) -> str:
         words = f"Better than every control ({controls}): {'; '.join(beaten)} ({sure}).{rest}"
     else:
         words = f"No scheme is shown to beat every control ({controls}) on any setting ({sure})."
-    return " ".join([words, *_controls_ahead(known, endpoint), *_best_pairs(known)])
+    return [text for text in (words, _best_pairs(known), _controls_ahead(known)) if text]
 
 
-def _controls_ahead(known: Mapping[str, AgainstControls], endpoint: str) -> Iterator[str]:
-    """How many schemes each control is ahead of, by setting."""
-    for control in dict.fromkeys(control for against in known.values() for control in against.controls):
-        counts = []
-        for name, against in known.items():
-            if control in against.controls and against.schemes:
-                behind, shown = (len(against.behind(control, only)) for only in (False, True))
-                counts.append(f"{behind or 'none'} of {among(against)} on {name}" + f" (shown: {shown})" * bool(behind))
-        if counts:
-            has = f"has a {BETTER[endpoint]} mean {ENDPOINT[endpoint]} than"
-            yield f"The control {control} {has} {joined(counts)}."
-
-
-def _best_pairs(known: Mapping[str, AgainstControls]) -> Iterator[str]:
+def _best_pairs(known: Mapping[str, AgainstControls]) -> str:
     """The difference of the best scheme and the best control, by setting, with what could be detected."""
     parts = []
     for name, against in known.items():
         if best := against.best():
             scheme, control, gap = best
             parts.append(f"{scheme} minus {control} on {name}: {comparison(gap)}")
-    if parts:
-        yield f"Best scheme minus best control: {'; '.join(parts)}."
+    return f"Best scheme minus best control: {'; '.join(parts)}." if parts else ""
+
+
+def _controls_ahead(known: Mapping[str, AgainstControls]) -> str:
+    """How many schemes each control is ahead of, by setting."""
+    parts = []
+    for control in dict.fromkeys(control for against in known.values() for control in against.controls):
+        counts = []
+        for name, against in known.items():
+            if control in against.controls and against.schemes:
+                behind, shown = (len(against.behind(control, only)) for only in (False, True))
+                counts.append(f"{behind} of {len(against.schemes)} [{shown}] on {name}")
+        if counts:
+            parts.append(f"of {control} {joined(counts)}")
+    above = " above chance" * any(against.some_failed for against in known.values())
+    which = f"Schemes{above} with a worse mean than that of a control [with an interval that excludes zero]"
+    return f"{which}: {'; '.join(parts)}." if parts else ""
 
 
 def seeds(settings: Sequence[Setting]) -> str:
