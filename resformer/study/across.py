@@ -44,8 +44,8 @@ def across(settings: Sequence[Setting], endpoint: str) -> list[Across]:
     groups: dict[str, list[Setting]] = {}
     for setting in settings:
         if setting.chance.of(endpoint) is not None:
-            own = [sorted({json.dumps(conditions(run.config).get(key)) for run in setting.runs}) for key in keys]
-            groups.setdefault(json.dumps(own), []).append(setting)
+            values = [sorted({json.dumps(conditions(run.config).get(key)) for run in setting.runs}) for key in keys]
+            groups.setdefault(json.dumps(values), []).append(setting)
     found = []
     for group in groups.values():
         if len({setting.task for setting in group}) < 2 or len({setting.task for setting in group}) < len(group):

@@ -70,7 +70,8 @@ def against_baseline(comparisons: Sequence[Comparison], settings: Sequence[Setti
     decided = [test for test in tests if test.verdict]
     unjudged = [test for test in tests if test.withheld and not test.verdict]
     rest = [test for test in tests if not test.verdict and not test.withheld]
-    words = [f"{what} {len(decided) or 'none'} {verb('find', decided or [''])} a difference after Holm's correction"]
+    many = f"{len(decided)} find" if len(decided) > 1 else f"{len(decided) or 'none'} finds"
+    words = [f"{what} {many} a difference after Holm's correction"]
     words[0] += f": {_places(decided, settings, lambda test: f'is {test.verdict}')}." if decided else "."
     if unjudged:
         small = sum(test.significant for test in unjudged)
