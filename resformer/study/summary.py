@@ -79,12 +79,12 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """The state in words with counts: "2/2 learned", "at chance 0/2", "1/2 learned, 1 diverged"."""
+        """The state in words with counts: "2/2 above chance", "at chance 0/2", "1/2 above chance, 1 diverged"."""
         n = len(self.finished)
         words = {
-            "learned": f"{n}/{n} learned",
-            "mixed": f"{self.learned}/{n} learned",
-            "failed": f"0/{n} learned",
+            "learned": f"{n}/{n} above chance",
+            "mixed": f"{self.learned}/{n} above chance",
+            "failed": f"0/{n} above chance",
             "chance": f"at chance 0/{n}",
             "worse": f"worse than chance 0/{n}",
             "diverged": f"diverged {n}/{n}",
