@@ -43,6 +43,7 @@ from resformer.study.apart import split
 from resformer.study.caveats import caveats
 from resformer.study.comparisons import Comparison, against_controls, compare, interactions
 from resformer.study.coverage import coverage_sentence
+from resformer.study.layers import outside_layers
 from resformer.study.plan import arm
 from resformer.study.rates import Grid, grids
 from resformer.study.reading import Reading, read_runs
@@ -104,7 +105,7 @@ def _claims(settings: Sequence[Setting], comparisons: Sequence[Comparison], endp
 
 def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequence[Comparison]) -> Document:
     reach = {name: findings.reach(setting, name) for name in setting.arms}
-    goal = target(setting)
+    goal, outside = target(setting), outside_layers(setting)
     arms = sorted(setting.arms, key=lambda name: (name in setting.controls, -setting.learns_to(name)))
     return {
         "title": findings.title(setting),
@@ -121,7 +122,7 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
         "arms": arms,
         "guess": {**asdict(setting.chance), "threshold": setting.chance.threshold},
         "reach": [{"arm": name, "depth": depth, "words": words} for name, (depth, words) in reach.items()],
-        "cells": [cell_record(setting.cells[name, depth]) for name in arms for depth in setting.depths],
+        "cells": [cell_record(setting.cells[name, depth], outside) for name in arms for depth in setting.depths],
         "comparisons": [comparison_record(test) for test in tests],
         "interactions": [
             {"arm": i.arm, "slope": estimate_record(i.slope), "resolved_from": i.resolved_from, "found": i.found}

@@ -117,7 +117,16 @@ def _setting(setting: Document, document: Document) -> list[str]:
              f"at the {g['edge']} edge" if g["edge"] else "", "" if g["drop"] is None else f"{g['drop']:.3f}"]
             for g in setting["learning_rates"]
         ]  # fmt: skip
-        lines += _table(["arm", "depth", "chosen", "of its grid", f"spread of {words[endpoint]}"], rows)
+        lines += _table(
+            [
+                "arm",
+                "depth",
+                "chosen",
+                "of its grid",
+                f"spread of {'score' if endpoint == 'score' else 'loss'} on the slice",
+            ],
+            rows,
+        )
     speed = setting["speed"]
     if speed["cells"]:
         lines += ["### Convergence", ""]
