@@ -45,7 +45,7 @@ from resformer.study.comparisons import Comparison, against_controls, compare, i
 from resformer.study.coverage import coverage_sentence
 from resformer.study.layers import outside_layers
 from resformer.study.plan import arm
-from resformer.study.rates import Grid, grids
+from resformer.study.rates import Grid, bounded, grids
 from resformer.study.reading import Reading, read_runs
 from resformer.study.records import (
     cell_record,
@@ -114,7 +114,7 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
         "differs": setting.differs,
         "where": findings.where(setting),
         "claims": findings.claims(setting, endpoint),
-        "certainty": sureness.certainty(setting, endpoint),
+        "certainty": [text for text in (*sureness.certainty(setting, endpoint), bounded(tried)) if text],
         "definition": findings.definition(setting),
         "collapse": findings.collapse(setting),
         "baseline": setting.baseline,
