@@ -162,10 +162,13 @@ def equation(model: nn.Module) -> str:
     """The update that a patched model computes at each site, with the norms of this host in it, N for a norm."""
     own = next(module for module in model.modules() if isinstance(module, Residual))
     scheme = own.schemes[-1]
-    text = scheme.formula()
-    if scheme.norms is not None:
-        return text
-    acts = own.acts[own.scheme_names[0]]
+    text, acts = scheme.formula(), own.acts[own.scheme_names[0]]
+    if text.startswith("x ← Σ") and "F(" not in text:  # it mixes what whole layers give
+        return f"{text}; in the layers {_normed('x ← x + F(x)', acts)}"
+    return text if scheme.norms is not None else _normed(text, acts)
+
+
+def _normed(text: str, acts: dict[str, str]) -> str:
     head, arrow, rule = text.partition(" ← ")
     if not arrow or "F(" not in rule:
         return text

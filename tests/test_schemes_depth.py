@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import resformer
 from resformer import ResidualStack, families, schemes
 from resformer.attention import Routed
+from resformer.description import equation
 from resformer.schemes import Place
 from resformer.testing.hosts import batch, randomize, tiny_host
 from resformer.testing.nets import net_of_host
@@ -345,3 +346,20 @@ def test_value_residual_compiles_to_one_graph(family, attention):
     run = torch.compile(lambda **given: model(**given).logits, fullgraph=True, backend="aot_eager")
     given = batch() | {"use_cache": False}
     torch.testing.assert_close(run(**given), model(**given).logits, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme", "options", "layer"),
+    [
+        ("bert", "denseformer", {}, "x ← N(x + F(x))"),
+        ("bert", "denseformer", {"placement": "pre"}, "x ← x + F(N(x))"),
+        ("bert", "static_mix", {}, "x ← N(x + F(x))"),
+        ("bert", "dlcl", {}, "x ← x + F(N(x))"),
+        ("gpt2", "denseformer", {}, "x ← x + F(N(x))"),
+    ],
+)
+def test_the_equation_of_a_mixture_says_what_the_layers_do_with_their_norms(host, scheme, options, layer):
+    model = resformer.patch(tiny_host(host, layers=2), scheme, init="paper", **options)
+    head, _, rule = equation(model).partition("; in the layers ")
+    assert rule == layer
+    assert head.startswith("x ← Σ_")

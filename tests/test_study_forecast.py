@@ -5,6 +5,7 @@ from rich.console import Console
 from study_folders import ended, study, write_study
 
 from resformer.study.forecast import forecast, power
+from resformer.study.plan import arm
 from resformer.study.settings import Settings
 
 
@@ -60,6 +61,17 @@ def test_runs_at_a_rate_that_may_be_chosen_are_counted_apart(tmp_path):
     printed = " ".join(console.export_text().split())
     assert "reported 12 0 to 12 0 to 12" in printed
     assert "At most about" in printed
+
+
+def test_a_piece_is_foretold_for_itself(tmp_path):
+    one = small(learning_rates=(1e-3, 3e-3))
+    output = write_study(tmp_path / "out", one, outcome=lambda run: ended(run, 0.7))
+    found = [forecast(one, output, workers=1, shard=(i, 4)) for i in range(4)]
+    assert [[stage.planned for stage in piece.stages] for piece in found] == [[2, 2], [4, 4], [4, 4], [2, 2]]
+    assert set(found[3].seconds) == {(arm(vars(condition)), condition.depth) for condition in one.piece(3, 4)}
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(found[0])
+    assert "Of piece 0 of 4, which has 1 of them:" in console.export_text()
 
 
 @pytest.mark.parametrize("content", ["a file", "a folder"])

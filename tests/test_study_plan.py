@@ -120,7 +120,8 @@ def test_every_condition_is_tuned_by_itself():
 
 
 def result(rate, *, score=0.5, loss=0.7, status="ok"):
-    return Result(None, {"learning_rate": rate}, status, score, metrics={"loss": loss})
+    config = {"learning_rate": rate, "task": "sst2"}
+    return Result(None, config, status, score, metrics={"loss": loss}, train_loss=0.4)
 
 
 @pytest.mark.parametrize(

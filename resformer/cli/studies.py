@@ -40,7 +40,7 @@ def compare(
         list[str] | None, typer.Option(help="Of fresh weights: bert, xavier, width_scaled. [default: xavier]")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Of the schemes. [default: pre_ln, post_ln or the first]")
+        str | None, typer.Option(help="Of the schemes. [default: pre_ln, post_ln, identity or the first]")
     ] = None,
     controls: Annotated[bool | None, typer.Option(help="Add negative controls. [default: yes]")] = None,
     endpoint: Annotated[str | None, typer.Option(help="score or train_loss: what is tested. [default: score]")] = None,
@@ -79,7 +79,7 @@ def compare(
     if dry_run:
         from resformer.study.forecast import forecast
 
-        show(forecast(plan, output, workers=len(own), say=say))
+        show(forecast(plan, output, workers=len(own), shard=part, say=say))
         return
     file = as_toml(plan) if study is None or given else study.read_text(encoding="utf-8")
     command = _command(study, output / file_name(file))

@@ -46,7 +46,8 @@ def is_control(config: Mapping[str, Any]) -> bool:
 def split(
     results: Sequence[Result], schemes: Sequence[str] = (), tasks: Sequence[str] = (), baseline: str | None = None
 ) -> list[Setting]:
-    """The results by setting; schemes and tasks in the order given, others after them by name, controls last.
+    """The results by setting, those with the most cells first, then by task; schemes and tasks in the order given,
+    others after them by name, controls last.
 
     A condition that is tied to depth (one value at each depth) does not set settings apart, since the curves
     over depth would fall apart: `tied` names such, and the report tells.
@@ -67,7 +68,7 @@ def split(
             controls = tuple(name for name in names if name in checks)
             arms = (*(name for name in names if name not in checks), *controls)
             settings.append(Setting(task, dict(zip(keys, values, strict=True)), arms, controls, main, own))
-    return settings
+    return sorted(settings, key=lambda setting: -len({(arm(r.config), r.config["depth"]) for r in setting.runs}))
 
 
 def _order(wanted: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:

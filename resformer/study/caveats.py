@@ -1,12 +1,16 @@
 """What a reader must know before believing the report; each item is there because the data call for it."""
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from resformer.study.apart import tied
 from resformer.study.comparisons import LEVEL, compare, mean_of
-from resformer.study.findings import title
+from resformer.study.findings import ENDPOINT, title
+from resformer.study.layers import outside_layers
+from resformer.study.limits import limits
+from resformer.study.norms import differing
 from resformer.study.plan import Study
-from resformer.study.rates import Grid
+from resformer.study.rates import Grid, by_training_loss
 from resformer.study.reading import Reading
 from resformer.study.results import HALVED
 from resformer.study.stats import FEWEST, FEWEST_FOR_STARS, detectable
@@ -25,9 +29,11 @@ def caveats(settings: Sequence[Setting], reading: Reading, tried: Sequence[Seque
         _tests(settings, reading),
         _coverage(reading),
         _breadth(settings, reading),
-        _rates(settings, tried),
+        _rates(settings, reading, tried),
         _failures(settings, reading),
         _fairness(settings, reading),
+        differing(settings),
+        limits(settings),
         _provenance(reading),
     )
     return [text for part in parts for text in part]
@@ -63,10 +69,13 @@ def _tests(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
     if len(tests) > 1 and pairs:
         n = min(pairs)
         alone, together = detectable(1.0, n), detectable(1.0, n, alpha=LEVEL / len(tests))
-        if alone and together:
+        sizes = [s for t in tests if t.gap and (s := detectable(t.gap.sd or 0.0, n, alpha=LEVEL / len(tests)))]
+        if alone and together and sizes:
             yield (
                 f"Detectable sizes are those of one test. The first of {len(tests)} declared ones to pass Holm's "
-                f"correction needs a difference {together / alone:.1f} times as large at {n} pairs."
+                f"correction needs a difference {together / alone:.1f} times as large at {n} pairs: "
+                f"{median(sizes):.2g} in {ENDPOINT[reading.study.endpoint]} at the median spread of the pairs, from "
+                f"{min(sizes):.2g} to {max(sizes):.2g} at the others."
             )
 
 
@@ -113,6 +122,12 @@ def _breadth(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
         yield f"The studies here declare different endpoints ({joined(endpoints)}): the last one's is primary."
     if len(baselines := dict.fromkeys(str(study.baseline) for study in reading.studies)) > 1:
         yield f"The studies here name different baselines ({joined(baselines)}): the last one's is used."
+    narrow = {depth for study in reading.studies for depth, units in study.facts.wider.items() if not units}
+    if narrow:
+        yield (
+            f"There is no control with a wider feed-forward at depth {joined(sorted(narrow, key=int))}: no scheme adds "
+            "as many parameters as one more unit in each layer takes."
+        )
     for study in reading.studies:
         if study.pretraining is not None and study.pretraining.seeds < study.seeds:
             yield (
@@ -140,7 +155,7 @@ def matched(study: Study) -> str:
     )
 
 
-def _rates(settings: Sequence[Setting], tried: Sequence[Sequence[Grid]]) -> Iterator[str]:
+def _rates(settings: Sequence[Setting], reading: Reading, tried: Sequence[Sequence[Grid]]) -> Iterator[str]:
     several = len(settings) > 1
     named = [
         (grid, f"{grid.arm} at depth {grid.depth}" + f" on {title(setting)}" * several)
@@ -159,6 +174,13 @@ def _rates(settings: Sequence[Setting], tried: Sequence[Sequence[Grid]]) -> Iter
             yield (
                 f"The chosen learning rate is the {edge} of its grid in {counted(len(cells), 'cell')} of {len(named)} "
                 f"({_some(cells)}): a better one may lie beyond."
+            )
+    if reading.study.endpoint == "train_loss":
+        other, of, gap = by_training_loss([grid for grid, _ in named])
+        if other:
+            yield (
+                f"Rates are chosen by the loss on the slice, and arms compared by that of training: in {other} of "
+                f"{counted(of, 'cell')} another rate ended tuning with a lower training loss, by up to {gap:.3f}."
             )
     lost = [name for grid, name in named if grid.choice.complete and grid.choice.rate is None]
     if lost:
@@ -211,15 +233,16 @@ def _fairness(settings: Sequence[Setting], reading: Reading) -> Iterator[str]:
         )
     gaps = []
     for s in settings:
+        outside = outside_layers(s)
         for depth in s.depths:
-            sizes = [size for a in s.arms if (size := mean_of([s.cells[a, depth]], "parameters"))]
+            sizes = [size - (outside or 0) for a in s.arms if (size := mean_of([s.cells[a, depth]], "parameters"))]
             if len(sizes) > 1:
-                gaps.append((max(sizes) / min(sizes) - 1, depth))
+                gaps.append((max(sizes) / min(sizes) - 1, depth, outside is not None))
     if gaps and max(gaps)[0] > 0.01:
-        gap, depth = max(gaps)
+        gap, depth, of_layers = max(gaps)
         yield (
-            f"Arms of a depth differ in parameters by up to {gap:.0%} (at depth {depth}): what they are compared at is "
-            "equal steps, not equal size or time; see cost."
+            f"Arms of a depth differ in parameters{' of their layers' * of_layers} by up to {gap:.0%} (at depth "
+            f"{depth}): what they are compared at is equal steps, not equal size or time; see cost."
         )
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from resformer.data.tasks import TASKS
 from resformer.study.results import Result
 
+FAR = 1.5  # a final training loss above this many times the threshold of chance is "worse than chance"
 NEAR = 0.98  # a final training loss from this share of the constant guess's on is "at chance"
 
 
@@ -60,6 +61,22 @@ def chance(name: str, finished: Sequence[Result]) -> Chance:
     if len(task.labels) == 2 and majority is not None and majority < 1:
         return Chance(score, _entropy((majority, 1 - majority)))
     return Chance(score, math.log(len(task.labels)))
+
+
+def outcome(run: Result, threshold: float | None) -> str:
+    """How a finished run ended: learned, chance, worse (than chance), diverged, or scored without a threshold.
+
+    One that gives every example the same answer has not learned, whatever its last batches happened to hold.
+    """
+    if run.status == "diverged":
+        return "diverged"
+    if threshold is None:
+        return "scored"
+    if run.train_loss is None:
+        return "chance"
+    if run.train_loss < threshold and "constant_prediction" not in run.flags:
+        return "learned"
+    return "chance" if run.train_loss <= FAR * threshold else "worse"
 
 
 def _entropy(shares: Iterable[float]) -> float:

@@ -10,6 +10,7 @@ from resformer.study.plan import ENDPOINTS
 from resformer.study.results import HALVED
 from resformer.study.stats import FEWEST, FEWEST_FOR_STARS, Estimate, comparison, detectable, estimate, stars
 from resformer.study.summary import FAILING, SIGN, Cell, Setting
+from resformer.study.words import joined, ranges
 
 LEVEL = 0.05
 
@@ -26,7 +27,7 @@ class Comparison:
     gap: Estimate | None  # None: no seed has both
     p: float | None  # of the paired t test; None where there is none
     unequal: int  # pairs of which a run had to take its batches in smaller pieces
-    withheld: bool  # a small p-value would not be believed: see `_withheld`
+    reason: str | None  # why a small p-value would not be believed: see `_withheld`
     adjusted: float | None  # Holm's over the declared endpoint's tests, Benjamini and Hochberg's over the others
 
     @property
@@ -49,11 +50,15 @@ class Comparison:
         return self.adjusted is not None and self.adjusted < LEVEL
 
     @property
+    def withheld(self) -> bool:
+        return self.reason is not None
+
+    @property
     def verdict(self) -> str | None:
         """ "better" or "worse" where the adjusted p-value is below 0.05 and is to be believed."""
         if not self.significant or self.withheld or self.gap is None:
             return None
-        return "better" if self.gap.mean * SIGN[self.endpoint] > 0 else "worse"
+        return _verdict(self.gap, self.endpoint)
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,13 @@ class Interaction:
     arm: str
     slope: Estimate | None  # of the arm minus that of the baseline, for each doubling of depth
     resolved_from: int | None  # the depth from which on the paired interval excludes zero, at a level for all arms
+    verdict: str | None  # "better" or "worse" from there on
+    reason: str | None  # why there is no slope: a cell did not learn, whose loss says how far training got, not a gain
 
     @property
     def found(self) -> str:
-        return "none found" if self.resolved_from is None else f"depth {self.resolved_from}"
+        resolved = f"{self.verdict} from depth {self.resolved_from}" if self.verdict else "none found"
+        return f"no slope: {self.reason}" + f"; {resolved}" * bool(self.verdict) if self.reason else resolved
 
 
 def compare(settings: Sequence[Setting], declared: str) -> list[Comparison]:
@@ -104,16 +112,25 @@ def compare(settings: Sequence[Setting], declared: str) -> list[Comparison]:
     return found
 
 
-def _withheld(setting: Setting, arm: str, depth: int, gap: Estimate | None, endpoint: str) -> bool:
-    """Whether no word is given on a difference, whatever its p-value: where the better of the two has not learned, and
-    where runs failed among fewer than 6 pairs. Failures make two heaps of a scheme's runs, and all of a few in one heap
-    look like a difference without spread."""
+def _withheld(setting: Setting, arm: str, depth: int, gap: Estimate | None, endpoint: str) -> str | None:
+    """Why no word is given on a difference, whatever its p-value: the better of the two has not learned, or runs failed
+    among fewer than 6 pairs. Failures make two heaps of a scheme's runs, and all of a few in one heap look like a
+    difference without spread. None where a word may be given."""
     if gap is None:
-        return False
+        return None
     own, base = setting.cells[arm, depth], setting.cells[str(setting.baseline), depth]
     better = own if gap.mean * SIGN[endpoint] > 0 else base
     failed = any(cell.failures is not None and cell.failures.failed for cell in (own, base))
-    return better.state in FAILING or (failed and gap.n < FEWEST_FOR_STARS)
+    if better.state not in FAILING and not (failed and gap.n < FEWEST_FOR_STARS):
+        return None
+    return _unlearned(own, base) or "some runs failed"
+
+
+def _unlearned(own: Cell, base: Cell) -> str | None:
+    """Which of the two did not learn in any run; the arm itself is not named."""
+    if own.state in FAILING:
+        return "neither side learned" if base.state in FAILING else "did not learn"
+    return f"{base.arm} did not learn" if base.state in FAILING else None
 
 
 def shared(setting: Setting, arm: str) -> list[int]:
@@ -134,7 +151,7 @@ def interactions(setting: Setting, endpoint: str) -> list[Interaction]:
     """Of every arm but the baseline; empty without a baseline or with one depth.
 
     Each arm has one chance more to look resolved, so the intervals of `resolved_from` hold for all arms together
-    (Bonferroni).
+    (Bonferroni). Cells on which `_withheld` gives no word resolve nothing.
     """
     if setting.baseline is None or len(setting.depths) < 2:
         return []
@@ -147,9 +164,28 @@ def interactions(setting: Setting, endpoint: str) -> list[Interaction]:
     for arm in setting.arms:
         if arm != setting.baseline:
             gaps = {d: setting.difference(arm, setting.baseline, d, endpoint, level) for d in shared(setting, arm)}
-            slope = slope_difference(values(arm), values(setting.baseline))
-            found.append(Interaction(arm, slope, resolved_from(gaps)))
+            believed = {d: None if _withheld(setting, arm, d, gap, endpoint) else gap for d, gap in gaps.items()}
+            resolved = resolved_from(believed)
+            gap = gaps.get(max(gaps, default=0))
+            verdict = None if resolved is None or gap is None else _verdict(gap, endpoint)
+            reason = _no_slope(setting, arm, [depth for depth, gap in gaps.items() if gap])
+            slope = None if reason else slope_difference(values(arm), values(setting.baseline))
+            found.append(Interaction(arm, slope, resolved, verdict, reason))
     return found
+
+
+def _verdict(gap: Estimate, endpoint: str) -> str:
+    return "better" if gap.mean * SIGN[endpoint] > 0 else "worse"
+
+
+def _no_slope(setting: Setting, arm: str, depths: Sequence[int]) -> str | None:
+    """Where the arm or the baseline did not learn at one of the depths; None where both did at all."""
+    by_reason: dict[str, list[int]] = {}
+    for depth in depths:
+        if reason := _unlearned(setting.cells[arm, depth], setting.cells[str(setting.baseline), depth]):
+            by_reason.setdefault(reason, []).append(depth)
+    words = [f"{reason} at {ranges(own, setting.depths)}" for reason, own in by_reason.items()]
+    return joined(words) if words else None
 
 
 @dataclass(frozen=True)
@@ -200,14 +236,40 @@ def ranking(setting: Setting, endpoint: str) -> Ranking | None:
 
 @dataclass(frozen=True)
 class AgainstControls:
-    """Which schemes are better than every control at the deepest depth where controls ran."""
+    """Which schemes are better than every control at the deepest depth where controls ran, and which controls are
+    better than a scheme."""
 
     depth: int
     controls: tuple[str, ...]  # that ran there
-    schemes: tuple[str, ...]
+    schemes: tuple[str, ...]  # that learn there, by what the task can tell
     beat: tuple[str, ...]
+    gaps: dict[tuple[str, str], Estimate]  # (scheme, control) -> scheme - control, at a level for all pairs together
     pairs: int
     seeds: int  # that the scheme with the most has in common with every control
+    endpoint: str
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether schemes ran there that did not learn."""
+        return len(self.schemes) * len(self.controls) < self.pairs
+
+    def behind(self, control: str, shown: bool = False) -> list[str]:
+        """The schemes with a worse mean than a control; `shown`: those whose interval excludes zero."""
+        return [s for s in self.schemes if (gap := self.gaps.get((s, control))) and self._worse(gap)
+                and (gap.excludes(0) or not shown)]  # fmt: skip
+
+    def best(self) -> tuple[str, str, Estimate] | None:
+        """The best scheme, the control that comes out best against it, and their difference."""
+        full = [s for s in self.schemes if all((s, c) in self.gaps for c in self.controls)]
+        if not full:
+            return None
+        sign = SIGN[self.endpoint]
+        scheme = max(full, key=lambda s: sum(sign * self.gaps[s, c].mean for c in self.controls))
+        control = min(self.controls, key=lambda c: sign * self.gaps[scheme, c].mean)
+        return scheme, control, self.gaps[scheme, control]
+
+    def _worse(self, gap: Estimate) -> bool:
+        return gap.mean * SIGN[self.endpoint] < 0
 
 
 def against_controls(setting: Setting, endpoint: str) -> AgainstControls | None:
@@ -224,15 +286,16 @@ def against_controls(setting: Setting, endpoint: str) -> AgainstControls | None:
     pairs = len(controls) * len(schemes)
     if not pairs:
         return None
-    gaps = {s: [setting.difference(s, c, depth, endpoint, 1 - LEVEL / pairs) for c in controls] for s in schemes}
-    seeds = max(min(gap.n if gap else 0 for gap in row) for row in gaps.values())
+    rows = {s: [setting.difference(s, c, depth, endpoint, 1 - LEVEL / pairs) for c in controls] for s in schemes}
+    seeds = max(min(gap.n if gap else 0 for gap in row) for row in rows.values())
+    learning = tuple(scheme for scheme in schemes if setting.cells[scheme, depth].state not in FAILING)
     beat = [
         scheme
-        for scheme, row in gaps.items()
-        if setting.cells[scheme, depth].state not in FAILING
-        and all(gap is not None and gap.excludes(0) and gap.mean * SIGN[endpoint] > 0 for gap in row)
+        for scheme in learning
+        if all(gap is not None and gap.excludes(0) and gap.mean * SIGN[endpoint] > 0 for gap in rows[scheme])
     ]
-    return AgainstControls(depth, controls, schemes, tuple(beat), pairs, seeds)
+    gaps = {(s, c): gap for s, row in rows.items() for c, gap in zip(controls, row, strict=True) if gap is not None}
+    return AgainstControls(depth, controls, learning, tuple(beat), gaps, pairs, seeds, endpoint)
 
 
 def mean_of(cells: Sequence[Cell], name: str) -> float | None:

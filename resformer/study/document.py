@@ -16,14 +16,16 @@ known is null.
                             cost {name: mean}}]
                 comparisons [{arm, depth, endpoint, primary, gap estimate, detectable, p, adjusted, stars, verdict,
                             unequal, sentence}]    arm - baseline; adjusted: Holm's where primary, else BH
-                interactions [{arm, slope estimate, resolved_from, found}]
+                interactions [{arm, slope estimate or null, resolved_from, found}]
+                against_controls [{arm, control, depth, gap estimate, sentence}]    at a level for all pairs together
                 learning_rates [{arm, depth, values {rate: score, or loss, on the slice}, diverged [rate], chosen,
                             edge, best, drop, at_edge, complete}]
                 speed       {target, words, fractions, cells [{arm, depth, at [estimate], median, reached, n}]}
                 curves      [{arm, depth, seed, status, points [[step, loss]]}]
                 failures    [{arm, depth, what, detail, runs [{id, traceback}]}]
                 runs        [rows of results.csv]}]
-    across      [{title, tasks, arm, depth, value {value, low, high, runs}, gap or null}], and across_note
+    across      [{title, tasks, arm, depth, statistic, value {value, low, high, runs}, gap or null}], and
+                across_note
     caveats     [text]
     protocol    {shared {key: value}, varied {key: [value]}, made_with {key: [value]}, commands [text]}
 """
@@ -35,14 +37,15 @@ from typing import Any
 
 from resformer.files import finite
 from resformer.study import findings, sureness
-from resformer.study.across import across
+from resformer.study.across import FEWEST_TASKS, across
 from resformer.study.aggregate import FEWEST_FOR_BOOTSTRAP, Aggregate
 from resformer.study.apart import split
 from resformer.study.caveats import caveats
-from resformer.study.comparisons import Comparison, compare, interactions
+from resformer.study.comparisons import Comparison, against_controls, compare, interactions
 from resformer.study.coverage import coverage_sentence
+from resformer.study.layers import outside_layers
 from resformer.study.plan import arm
-from resformer.study.rates import Grid, grids
+from resformer.study.rates import Grid, bounded, grids
 from resformer.study.reading import Reading, read_runs
 from resformer.study.records import (
     cell_record,
@@ -54,6 +57,7 @@ from resformer.study.records import (
 )
 from resformer.study.results import Result
 from resformer.study.speed import FRACTIONS, speeds, target
+from resformer.study.stats import FEWEST, comparison
 from resformer.study.summary import Setting
 from resformer.study.words import joined
 
@@ -93,7 +97,7 @@ def study_document(output: Path) -> Document:
 
 def _claims(settings: Sequence[Setting], comparisons: Sequence[Comparison], endpoint: str) -> Iterator[str]:
     if len(settings) > 1:
-        yield sureness.controls_overview(settings, endpoint)
+        yield from sureness.controls_overview(settings, endpoint)
     yield sureness.against_baseline(comparisons, settings)
     if len(settings) > 1:
         yield sureness.seeds(settings)
@@ -101,7 +105,7 @@ def _claims(settings: Sequence[Setting], comparisons: Sequence[Comparison], endp
 
 def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequence[Comparison]) -> Document:
     reach = {name: findings.reach(setting, name) for name in setting.arms}
-    goal = target(setting)
+    goal, outside = target(setting), outside_layers(setting)
     arms = sorted(setting.arms, key=lambda name: (name in setting.controls, -setting.learns_to(name)))
     return {
         "title": findings.title(setting),
@@ -110,7 +114,7 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
         "differs": setting.differs,
         "where": findings.where(setting),
         "claims": findings.claims(setting, endpoint),
-        "certainty": sureness.certainty(setting, endpoint),
+        "certainty": [text for text in (*sureness.certainty(setting, endpoint), bounded(tried)) if text],
         "definition": findings.definition(setting),
         "collapse": findings.collapse(setting),
         "baseline": setting.baseline,
@@ -118,11 +122,22 @@ def _setting(setting: Setting, endpoint: str, tried: Sequence[Grid], tests: Sequ
         "arms": arms,
         "guess": {**asdict(setting.chance), "threshold": setting.chance.threshold},
         "reach": [{"arm": name, "depth": depth, "words": words} for name, (depth, words) in reach.items()],
-        "cells": [cell_record(setting.cells[name, depth]) for name in arms for depth in setting.depths],
+        "cells": [cell_record(setting.cells[name, depth], outside) for name in arms for depth in setting.depths],
         "comparisons": [comparison_record(test) for test in tests],
         "interactions": [
             {"arm": i.arm, "slope": estimate_record(i.slope), "resolved_from": i.resolved_from, "found": i.found}
             for i in interactions(setting, endpoint)
+        ],
+        "against_controls": [
+            {
+                "arm": arm,
+                "control": control,
+                "depth": against.depth,
+                "gap": estimate_record(gap),
+                "sentence": comparison(gap),
+            }
+            for against in filter(None, [against_controls(setting, endpoint)])
+            for (arm, control), gap in against.gaps.items()
         ],
         "learning_rates": [grid_record(grid) for grid in tried],
         "speed": {
@@ -196,10 +211,18 @@ def _arms(settings: Sequence[Setting], finished: Sequence[Result]) -> list[Docum
 def _across(settings: Sequence[Setting], endpoint: str) -> Document:
     found = across(settings, endpoint)
     note = "0 is the constant guess of a task and 1 a perfect score, or a training loss of 0."
-    if any(entry.value.runs >= FEWEST_FOR_BOOTSTRAP for entry in found):
-        note += f" {coverage_sentence()}"
-    else:
-        note += f" Below {FEWEST_FOR_BOOTSTRAP} seeds there is no interval."
+    few = [entry for entry in found if entry.value.tasks < FEWEST_TASKS]
+    if few:
+        note += (
+            f" Of fewer than {FEWEST_TASKS} tasks: the mean over tasks and seeds, all tasks with the same weight, with "
+            f"its 95% Student-t interval over seeds from {FEWEST} on. It is of these tasks, and no sample of tasks."
+        )
+    if len(few) < len(found):
+        note += " Interquartile mean: of the middle half of all values of an arm, seeds and tasks pooled."
+        if any(e.value.runs >= FEWEST_FOR_BOOTSTRAP for e in found if e.value.tasks >= FEWEST_TASKS):
+            note += f" {coverage_sentence()}"
+        else:
+            note += f" Below {FEWEST_FOR_BOOTSTRAP} seeds it has no interval."
 
     def shown(value: Aggregate) -> Document:
         return {"value": value.value, "low": value.low, "high": value.high, "runs": value.runs}
@@ -210,6 +233,7 @@ def _across(settings: Sequence[Setting], endpoint: str) -> Document:
             "tasks": list(e.tasks),
             "arm": e.arm,
             "depth": e.depth,
+            "statistic": e.statistic,
             "value": shown(e.value),
             "gap": e.gap and shown(e.gap),
         }

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from resformer.study.comparisons import against_controls
-from resformer.study.stats import FEWEST
+from resformer.study.chance import NEAR
+from resformer.study.comparisons import AgainstControls, against_controls
+from resformer.study.stats import FEWEST, comparison
 from resformer.study.summary import FAR, Setting, outcome
 from resformer.study.words import counted, joined, number, ranges, they, verb
 
@@ -12,6 +13,7 @@ COLLAPSED, APART = 0.9998, 0.995  # token cosines that told failing from learnin
 
 FAILED = {"chance": "at chance", "worse": "worse than chance", "diverged": "diverged", "failed": "failed"}
 ENDPOINT = {"score": "score", "train_loss": "training loss at the end"}
+BETTER = {"score": "higher", "train_loss": "lower"}
 INITIALISATIONS = {
     "xavier": "Xavier initialisation",
     "bert": "BERT's N(0, 0.02) initialisation",
@@ -73,8 +75,8 @@ def claims(setting: Setting, endpoint: str) -> list[str]:
     `where`."""
     if not setting.finished:
         return ["no run has finished yet"]
-    return [*(_reaching(setting) if setting.chance.threshold is not None else _scoring(setting)),
-            *filter(None, [controls_claim(setting, endpoint)])]  # fmt: skip
+    found = _reaching(setting) if setting.chance.threshold is not None else _scoring(setting)
+    return [*found, *controls_claims(setting, endpoint)]
 
 
 def _scoring(setting: Setting) -> list[str]:
@@ -109,19 +111,24 @@ def _reaching(setting: Setting) -> list[str]:
             fail.setdefault((start, row[-1].depth, how), []).append(arm)
         else:
             odd = joined(f"{c.learned} of {len(c.finished)} at depth {c.depth}" for c in row if c.state != "learned")
-            uneven.append(f"{named(setting, [arm])} learned unevenly ({odd})")
+            uneven.append(f"{named(setting, [arm])} trains above chance in part of its runs ({odd})")
 
     parts = []
     for depths, names in sorted(learn.items(), key=lambda item: -len(item[0])):
         still = "still " * (len(depths) > 1)
         counts = _learned_counts(setting, names, depths)
-        parts.append(f"{named(setting, names)} {still}{verb('learn', names)} at depth {deepest} ({counts})")
+        parts.append(
+            f"{named(setting, names)} {still}{verb('train', names)} above chance at depth {deepest} "
+            f"({counts}; {_mean_losses(setting, names)})"
+        )
     if not learn:
         some = any(setting.row(arm)[-1].learned for arm in setting.arms if setting.row(arm))
-        parts.append(f"no scheme learns {'in every run down to' if some else 'at'} depth {deepest}")
+        parts.append(f"no scheme trains above chance {'in every run down to' if some else 'at'} depth {deepest}")
     for depth, names in sorted(partly.items(), reverse=True):
-        learns = verb("learn", names)
-        parts.append(f"{named(setting, names)} {learns} at depth {depth}, the deepest {they(names)} finished")
+        parts.append(
+            f"{named(setting, names)} {verb('train', names)} above chance at depth {depth}, the deepest "
+            f"{they(names)} finished"
+        )
     for (start, end, how), names in sorted(fail.items(), reverse=True):
         be = ("is " if len(names) == 1 else "are ") * (how in ("chance", "worse"))
         until = "on" if end == deepest else f"to {end}"
@@ -131,21 +138,49 @@ def _reaching(setting: Setting) -> list[str]:
     return [*parts, *uneven]
 
 
-def controls_claim(setting: Setting, endpoint: str) -> str:
-    """Whether a scheme is better than the negative controls; empty where none has finished."""
+def _mean_losses(setting: Setting, arms: Sequence[str]) -> str:
+    """What arms that are above chance at the deepest depth come to there, beside the constant guess."""
+    means = [e.mean for arm in arms if (e := setting.cells[arm, setting.deepest].estimate("train_loss"))]
+    low, high = f"{min(means):.3f}", f"{max(means):.3f}"
+    values = low if low == high else f"{low} to {high}"
+    return f"mean training loss there {values}, constant guess {setting.chance.loss or 0:.3f}"
+
+
+def controls_claims(setting: Setting, endpoint: str) -> list[str]:
+    """Whether a scheme is better than the negative controls, and a control than schemes; empty where none finished."""
     found = against_controls(setting, endpoint)
     if found is None:
-        return ""
+        return []
     controls, at = f"({'; '.join(found.controls)})", f"at depth {found.depth}"
     several = len(found.controls) > 1
     if found.seeds < FEWEST:
-        return f"{at} there are too few seeds to tell a scheme from the control{'s' * several} {controls}"
+        return [f"{at} there are too few seeds to tell a scheme from the control{'s' * several} {controls}"]
     sure = f"paired intervals of {ENDPOINT[endpoint]}, 95% over all {found.pairs} pairs"
     if not found.beat:
         every = "every control" if several else "the control"
-        return f"no scheme is shown to beat {every} {controls} {at} ({sure})"
-    all_of = {1: "the control", 2: "both controls"}.get(len(found.controls), "all controls")
-    return f"{joined(found.beat)} {verb('beat', found.beat)} {all_of} {controls} {at} ({sure})"
+        parts = [f"no scheme is shown to beat {every} {controls} {at} ({sure})"]
+    else:
+        all_of = {1: "the control", 2: "both controls"}.get(len(found.controls), "all controls")
+        parts = [f"{joined(found.beat)} {verb('beat', found.beat)} {all_of} {controls} {at} ({sure})"]
+    for control in found.controls:
+        if behind := found.behind(control):
+            rest = [scheme for scheme in found.schemes if scheme not in behind]
+            which = f" (all but {joined(rest)})" if 0 < len(rest) < len(behind) else f" ({joined(behind)})" * bool(rest)
+            sure_of = found.behind(control, shown=True)
+            shown = f"shown by these intervals for {joined(sure_of or ['none'])}"
+            parts.append(
+                f"the control {control} has a {BETTER[endpoint]} mean {ENDPOINT[endpoint]} than {len(behind)} of "
+                f"{among(found)}{which}, {shown}"
+            )
+    if best := found.best():
+        scheme, control, gap = best
+        parts.append(f"the best scheme there minus the best control, {scheme} minus {control}: {comparison(gap)}")
+    return parts
+
+
+def among(found: AgainstControls) -> str:
+    """The schemes that controls are held against: all, or those that are above chance."""
+    return f"{counted(len(found.schemes), 'scheme')}{' above chance' * found.some_failed}"
 
 
 def overview(settings: Sequence[Setting]) -> str:
@@ -169,9 +204,14 @@ def overview(settings: Sequence[Setting]) -> str:
         for (count, ran), names in sorted(by_count.items(), key=order)
     ]
     depths = {setting.deepest for setting in comparable}
-    at = f"depth {depths.pop()}" if len(depths) == 1 else "the greatest depth"
+    at = (
+        f"depth {depths.pop()}"
+        if len(depths) == 1
+        else f"their greatest depth ({' or '.join(map(str, sorted(depths)))})"
+    )
     of = ", of those in which it ran there" * (len({ran for _, ran in by_count}) > 1)
-    return f"Settings in which a scheme still learns at {at}{of}: {'; '.join(parts)}."
+    above = f"(final training loss below {NEAR:.0%} of a constant guess's)"
+    return f"Settings in which a scheme still trains above chance {above} at {at}{of}: {'; '.join(parts)}."
 
 
 def reach(setting: Setting, arm: str) -> tuple[str, str]:
@@ -214,14 +254,15 @@ def collapse(setting: Setting) -> str:
 
 
 def definition(setting: Setting) -> str:
-    """When a run counts as having learned; empty without a constant guess to compare with."""
+    """When a run counts as above chance; empty without a constant guess to compare with."""
     limit = setting.chance.threshold
     if limit is None or setting.chance.loss is None:
         return ""
     threshold = f"{limit:.3g}"
     words = (
-        f"Learned: final training loss below {threshold}. At chance: {threshold} or more, which is "
-        f"{limit / setting.chance.loss:.0%} of the loss of a constant guess ({setting.chance.loss:.3g})."
+        f"Above chance: final training loss below {threshold}. At chance: {threshold} or more, which is "
+        f"{limit / setting.chance.loss:.0%} of the loss of a constant guess ({setting.chance.loss:.3g}). "
+        "Above chance says that training got going, not that it went well."
     )
     if any(outcome(run, limit) == "worse" for run in setting.finished):
         words += f" Worse than chance: above {FAR} times {threshold}."

@@ -55,6 +55,7 @@ class Forecast:
     stages: tuple[Stage, ...]
     seconds: Mapping[tuple[str, int], float]
     workers: int
+    shard: tuple[int, int] | None = None  # (i, n): of piece i of n alone
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         study, conditions = self.study, self.study.conditions()
@@ -66,6 +67,9 @@ class Forecast:
             f"{', '.join(study.tasks)}{many}; {study.seeds} seeds each. Declared: {study.endpoint} against "
             f"{study.baseline}."
         )
+        if self.shard:
+            i, n = self.shard
+            yield f"Of piece {i} of {n}, which has {len(study.piece(i, n))} of them:"
         yield ""
         table = Table("seconds a run", *(f"depth {depth}" for depth in depths), box=None, padding=(0, 2, 0, 0))
         for name in arms:
@@ -106,8 +110,17 @@ def power(study: Study) -> str:
     return f"{text}; with Holm over {tests} comparisons from {among:.2g}." if tests > 1 else f"{text}."
 
 
-def forecast(study: Study, output: Path, *, workers: int, say: Say = lambda text: None) -> Forecast:
+def forecast(
+    study: Study,
+    output: Path,
+    *,
+    workers: int,
+    shard: tuple[int, int] | None = None,
+    say: Say = lambda text: None,
+) -> Forecast:
     """What `study`, looked up by `resolve`, will take beyond what is in `output`.
+
+    Of a `shard`, as `execute` takes it, that of its conditions alone.
 
     The seconds of a run are those of training and those of what it does besides, at the least and the greatest depth;
     the depths between follow by a straight line. Training is that of finished runs of the cell where there are some,
@@ -121,10 +134,11 @@ def forecast(study: Study, output: Path, *, workers: int, say: Say = lambda text
     def look(run: Run | Encoder) -> Result:
         return read_result(output / "runs" / run.id)
 
-    conditions = study.conditions()
+    conditions = study.piece(*shard) if shard else study.conditions()
     tuning = [run for condition in conditions for run in study.tuning(condition)]
-    reported = study.runs(chosen(study, look))
-    encoders = study.encoders()
+    own = set(conditions)
+    reported = [run for run in study.runs(chosen(study, look)) if run.condition in own]
+    encoders = study.encoders(conditions)
     timed = _Timed([*encoders, *reported], output, say)
     stages: list[Stage] = []
     kinds: tuple[tuple[str, list[Any]], ...] = (
@@ -149,7 +163,7 @@ def forecast(study: Study, output: Path, *, workers: int, say: Say = lambda text
     for condition in conditions:
         run = next(run for run in reported if run.condition == condition)
         times.setdefault((arm(vars(condition)), condition.depth), []).append(timed(run))
-    return Forecast(study, tuple(stages), {cell: fmean(values) for cell, values in times.items()}, workers)
+    return Forecast(study, tuple(stages), {cell: fmean(values) for cell, values in times.items()}, workers, shard)
 
 
 @dataclass(frozen=True)

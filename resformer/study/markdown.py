@@ -21,7 +21,8 @@ def markdown(document: Document) -> str:
         lines += _setting(setting, document)
     if document["across"]:
         lines += ["## Across tasks", ""]
-        head = ["tasks", "arm", "depth", "interquartile mean", "minus baseline", "seeds"]
+        statistic = " or ".join(dict.fromkeys(e["statistic"] for e in document["across"]))
+        head = ["tasks", "arm", "depth", f"{statistic} over tasks", "minus baseline", "seeds"]
         lines += _table(
             head,
             [
@@ -84,7 +85,7 @@ def _setting(setting: Document, document: Document) -> list[str]:
         [[named(arm), *(_cell(cells[arm, depth], endpoint) for depth in setting["depths"])] for arm in setting["arms"]],
     )
     if setting["definition"]:
-        lines += [f"Mean (runs that learned / runs finished). {setting['definition']}", ""]
+        lines += [f"Mean (runs above chance / runs finished). {setting['definition']}", ""]
     if setting["comparisons"]:
         base = _plain(setting["baseline"])
         lines += [f"### Differences from {base}, paired by seed", ""]
@@ -104,7 +105,11 @@ def _setting(setting: Document, document: Document) -> list[str]:
     if setting["interactions"]:
         lines += [f"### Depth x scheme, by {words[endpoint]}", ""]
         rows = [[named(i["arm"]), shown(i["slope"], sign=True), i["found"]] for i in setting["interactions"]]
-        lines += _table(["arm", "slope minus the baseline's, for a doubling of depth", "resolved from"], rows)
+        lines += _table(["arm", "slope minus the baseline's, for a doubling of depth", "resolved"], rows)
+    if setting["against_controls"]:
+        lines += [f"### Differences from the controls, by {words[endpoint]}", ""]
+        rows = [[c["arm"], named(c["control"]), c["depth"], c["sentence"]] for c in setting["against_controls"]]
+        lines += _table(["scheme", "minus", "depth", "95% over all these pairs together"], rows)
     if setting["learning_rates"]:
         lines += ["### Learning rates", ""]
         rows = [
@@ -112,7 +117,16 @@ def _setting(setting: Document, document: Document) -> list[str]:
              f"at the {g['edge']} edge" if g["edge"] else "", "" if g["drop"] is None else f"{g['drop']:.3f}"]
             for g in setting["learning_rates"]
         ]  # fmt: skip
-        lines += _table(["arm", "depth", "chosen", "of its grid", f"spread of {words[endpoint]}"], rows)
+        lines += _table(
+            [
+                "arm",
+                "depth",
+                "chosen",
+                "of its grid",
+                f"spread of {'score' if endpoint == 'score' else 'loss'} on the slice",
+            ],
+            rows,
+        )
     speed = setting["speed"]
     if speed["cells"]:
         lines += ["### Convergence", ""]

@@ -1,5 +1,6 @@
 """What the tuning runs of a setting found: a curve over learning rates for each arm and depth."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from resformer.study.apart import conditions
@@ -9,6 +10,7 @@ from resformer.study.reading import Reading
 from resformer.study.selection import Choice
 from resformer.study.sensitivity import Sensitivity, sensitivity
 from resformer.study.summary import SIGN, Setting
+from resformer.study.words import counted, joined, number
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,35 @@ def grids(setting: Setting, reading: Reading) -> list[Grid]:
             cell = arm(config), config["depth"]
             found[cell] = Grid(*cell, choice, known)
     return [found[cell] for cell in setting.cells if cell in found]
+
+
+def bounded(tried: Sequence[Grid]) -> str:
+    """That the grid of a setting was too short, where the rate of at least half of its cells is at an edge; else "".
+
+    Counted are the cells whose grid is complete and in which a run learned at some rate.
+    """
+    known = [grid.choice for grid in tried if grid.choice.complete and grid.choice.learned]
+    parts: list[str] = []
+    for edge in ("largest", "smallest"):
+        rates = [choice.rate for choice in known if choice.edge == edge and choice.rate is not None]
+        if rates:
+            of = "" if parts else f" of {counted(len(known), 'cell')}"
+            parts.append(f"in {len(rates)}{of} the {edge} that was tried ({joined(map(number, sorted(set(rates))))})")
+    if not parts or 2 * sum(choice.edge is not None for choice in known) < len(known):
+        return ""
+    return (
+        f"The chosen learning rate is {joined(parts)}: better ones may lie beyond, and what is found holds for this "
+        "grid alone."
+    )
+
+
+def by_training_loss(tried: Sequence[Grid]) -> tuple[int, int, float]:
+    """In how many cells another rate than the chosen one ended tuning with a lower training loss, of how many with a
+    rate that was chosen, and by how much at most."""
+    gaps = []
+    for choice in (grid.choice for grid in tried):
+        own = None if choice.rate is None else choice.results[choice.rate].train_loss
+        if own is not None:
+            losses = [run.train_loss for run in choice.results.values() if run.status == "ok"]
+            gaps.append(own - min(loss for loss in losses if loss is not None))
+    return sum(gap > 0 for gap in gaps), len(gaps), max(gaps, default=0.0)

@@ -15,6 +15,7 @@ from resformer.study.summary import Cell, Setting, outcome
 
 COSTS = {
     "parameters": "parameters",
+    "layer_parameters": "in the layers",
     "scheme_parameters": "of the scheme",
     "flops": "FLOPs",
     "seconds": "seconds",
@@ -38,13 +39,14 @@ def row(run: Result, setting: Setting) -> dict[str, Any]:
         "flags": " ".join(run.flags),
         **{f"metric_{name}": value for name, value in run.metrics.items()},
         "token_cosine": run.diagnostics.get("token_cosine"),
-        **{name: run.cost.get(name) for name in COSTS},
+        **{name: run.cost.get(name) for name in COSTS if name != "layer_parameters"},
         "git": run.provenance.get("git"),
         "error": run.error or run.problem,
     }
 
 
-def cell_record(cell: Cell) -> Record:
+def cell_record(cell: Cell, outside: int | None) -> Record:
+    """Of a cell in whose nets so many parameters are outside of the layers."""
     failures = cell.failures
     cosines = [run.diagnostics.get("token_cosine") for run in cell.finished]
     return {
@@ -69,8 +71,15 @@ def cell_record(cell: Cell) -> Record:
         "learning_rates": sorted({r.config["learning_rate"] for r in cell.runs if r.config["learning_rate"]}),
         "token_cosine": [value for value in cosines if value is not None],
         "gradient_norms": _by_layer([run.diagnostics.get("gradient_norms") or [] for run in cell.finished]),
-        "cost": {name: mean_of([cell], name) for name in COSTS} if cell.finished else None,
+        "cost": _costs(cell, outside) if cell.finished else None,
     }
+
+
+def _costs(cell: Cell, outside: int | None) -> dict[str, float | None]:
+    found = {name: mean_of([cell], name) for name in COSTS}
+    if outside is not None and (whole := found["parameters"]) is not None:
+        found["layer_parameters"] = whole - outside
+    return found
 
 
 def _by_layer(norms: Sequence[Sequence[float]]) -> list[float]:

@@ -28,6 +28,7 @@ MISSING = "is missing"
 HALVED = "micro_batch_halved"  # flag of a run whose memory did not hold its batch: not quite what it is compared with
 PAYLOAD = (
     "status", "score", "train_loss", "flags", "metrics", "loss_curve", "diagnostics", "cost", "provenance",
+    "patched", "examples",
 )  # fmt: skip
 
 
@@ -46,6 +47,8 @@ class Result:
     diagnostics: dict[str, Any] = field(default_factory=dict)  # at initialisation
     cost: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    patched: dict[str, Any] | None = None  # how its model was patched: host, scheme, init, placement, layers, options
+    examples: dict[str, int] = field(default_factory=dict)  # how many it was scored on, by split
     micro_batch_size: int | None = None  # examples at once, where memory did not hold the batch; then `HALVED` is set
     error: str | None = None  # why the run failed, in a line
     traceback: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from resformer.study.chance import chance, outcome
 from resformer.study.plan import Condition, Run, Study
 from resformer.study.results import Result
 
@@ -36,10 +37,20 @@ class Choice:
         return max(sound, key=lambda rate: (sound[rate], -rate)) if sound else None
 
     @property
+    def learned(self) -> bool:
+        """Whether a run came below chance at any rate; of a task without such a line, whether one did not diverge."""
+        runs = [result for result in self.results.values() if result.finished]
+        threshold = chance(runs[0].config["task"], runs).threshold if runs else None
+        return any(outcome(run, threshold) in ("learned", "scored") for run in runs)
+
+    @property
     def edge(self) -> str | None:
-        """ "smallest" or "largest" where the rate is the last of its side of the grid: better ones may lie beyond."""
+        """ "smallest" or "largest" where the rate is the last of its side of the grid: better ones may lie beyond.
+
+        None as well where the runs learned at no rate: which of them is least at chance says nothing.
+        """
         rates = list(self.results)
-        if self.rate is None or len(rates) < 2:
+        if self.rate is None or len(rates) < 2 or not self.learned:
             return None
         return "smallest" if self.rate == rates[0] else "largest" if self.rate == rates[-1] else None
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from resformer.study.chance import FAR as FAR
 from resformer.study.chance import Chance, chance
+from resformer.study.chance import outcome as outcome
 from resformer.study.failures import Rate, failure_rate
 from resformer.study.plan import arm
 from resformer.study.results import Result
 from resformer.study.stats import Estimate, estimate, paired_difference
 
-FAR = 1.5  # a final training loss above this many times the threshold of chance is "worse than chance"
 FAILING = ("chance", "worse", "diverged", "failed")
 SIGN = {"score": 1, "train_loss": -1}  # of an endpoint's differences that are better
 
@@ -79,12 +80,12 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """The state in words with counts: "2/2 learned", "at chance 0/2", "1/2 learned, 1 diverged"."""
+        """The state in words with counts: "2/2 above chance", "at chance 0/2", "1/2 above chance, 1 diverged"."""
         n = len(self.finished)
         words = {
-            "learned": f"{n}/{n} learned",
-            "mixed": f"{self.learned}/{n} learned",
-            "failed": f"0/{n} learned",
+            "learned": f"{n}/{n} above chance",
+            "mixed": f"{self.learned}/{n} above chance",
+            "failed": f"0/{n} above chance",
             "chance": f"at chance 0/{n}",
             "worse": f"worse than chance 0/{n}",
             "diverged": f"diverged {n}/{n}",
@@ -98,22 +99,6 @@ class Cell:
             if self.count(status):
                 parts.append(f"{self.count(status)} {word}")
         return ", ".join(parts)
-
-
-def outcome(run: Result, threshold: float | None) -> str:
-    """How a finished run ended: learned, chance, worse (than chance), diverged, or scored without a threshold.
-
-    One that gives every example the same answer has not learned, whatever its last batches happened to hold.
-    """
-    if run.status == "diverged":
-        return "diverged"
-    if threshold is None:
-        return "scored"
-    if run.train_loss is None:
-        return "chance"
-    if run.train_loss < threshold and "constant_prediction" not in run.flags:
-        return "learned"
-    return "chance" if run.train_loss <= FAR * threshold else "worse"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """How sure the findings are: sentences on seeds, order, the declared tests and the controls."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from resformer.study.comparisons import Comparison, Ranking, against_controls, ranking
+from resformer.study.comparisons import AgainstControls, Comparison, Ranking, against_controls, ranking
 from resformer.study.findings import ENDPOINT, named, title
-from resformer.study.stats import FEWEST
+from resformer.study.stats import FEWEST, comparison
 from resformer.study.summary import Setting
 from resformer.study.words import joined, ranges, verb
 
 
 def certainty(setting: Setting, endpoint: str) -> list[str]:
-    """How sure the headline is: seeds, coverage, and whether the schemes that learn can be ranked."""
+    """How sure the headline is: seeds, coverage, and whether the schemes above chance can be ranked."""
     cells = [cell for cell in setting.cells.values() if cell.finished]
     if not cells:
         return [_coverage(setting)]
@@ -61,34 +61,50 @@ def against_baseline(comparisons: Sequence[Comparison], settings: Sequence[Setti
     if not tests or not any(test.gap for test in tests):
         return ""
     baselines = joined(dict.fromkeys(str(settings[test.setting].baseline) for test in tests))
-    made = sum(test.p is not None for test in tests)
     few = " at so few seeds" if all(test.gap is None or test.gap.n < FEWEST for test in tests) else ""
     if len(tests) == 1:
         return _the_one(tests[0], settings, few)
     what = f"Of {len(tests)} declared comparisons with {baselines} by {ENDPOINT[tests[0].endpoint]}"
-    if not made:
+    if all(test.p is None for test in tests):
         return f"{what} none can be tested{few or ': no differences spread over seeds'}."
+    decided = [test for test in tests if test.verdict]
+    unjudged = [test for test in tests if test.withheld and not test.verdict]
+    rest = [test for test in tests if not test.verdict and not test.withheld]
+    many = f"{len(decided)} find" if len(decided) > 1 else f"{len(decided) or 'none'} finds"
+    words = [f"{what} {many} a difference after Holm's correction"]
+    words[0] += f": {_places(decided, settings, lambda test: f'is {test.verdict}')}." if decided else "."
+    if unjudged:
+        small = sum(test.significant for test in unjudged)
+        of = "all" if small == len(unjudged) > 1 else f"{small} of them"
+        low = f", though {of} {'has' if small == 1 else 'have'} an adjusted p-value below 0.05" * bool(small)
+        no = f"{len(unjudged)} {'is' if len(unjudged) == 1 else 'are'} given no verdict{low}"
+        words.append(f"{no}: {_places(unjudged, settings, lambda test: f'({test.reason})')}.")
+    if rest:
+        tested = [test for test in rest if test.p is not None]
+        excluded = sum(bool(test.gap and test.gap.excludes(0)) for test in tested)
+        own = "has an interval of its own" if excluded == 1 else "have intervals of their own"
+        alone = f"; {excluded} of them {own} that {verb('exclude', 'x' * excluded)} zero" * bool(excluded)
+        other = "other " * (len(rest) < len(tests))
+        words += [f"In the {other}{len(tested)} that could be tested no difference is detected{alone}."] * bool(tested)
+        if untested := len(rest) - len(tested):
+            words.append(f"{untested} cannot be tested: too few pairs, or differences without spread.")
+    return " ".join(words)
+
+
+def _places(tests: Sequence[Comparison], settings: Sequence[Setting], said: Callable[[Comparison], str]) -> str:
+    """Tests by arm and by what is said of each: "rezero is better at depths 6 to 24 on sst2 and depth 24 on mnli"."""
+    found: dict[str, dict[int, list[int]]] = {}
+    for test in tests:
+        name = f"{named(settings[test.setting], [test.arm])} {said(test)}"
+        found.setdefault(name, {}).setdefault(test.setting, []).append(test.depth)
     parts = []
-    for verdict in ("better", "worse"):
-        by_arm: dict[str, dict[int, list[int]]] = {}
-        for test in tests:
-            if test.verdict == verdict:
-                name = named(settings[test.setting], [test.arm])
-                by_arm.setdefault(name, {}).setdefault(test.setting, []).append(test.depth)
-        for name, places in by_arm.items():
-            at = joined(
-                ranges(depths, settings[s].depths) + f" on {title(settings[s])}" * (len(settings) > 1)
-                for s, depths in places.items()
-            )
-            parts.append(f"{name} is {verdict} at {at}")
-    excluded = sum(bool(test.gap and test.gap.excludes(0)) for test in tests)
-    own = "has an interval of its own" if excluded == 1 else "have intervals of their own"
-    alone = f"{excluded} of the {made} that could be tested {own} that {verb('exclude', 'x' * excluded)} zero"
-    if not parts:
-        return f"{what} none shows a difference after Holm's correction; {alone}."
-    others = any(test.verdict is None for test in tests)
-    rest = f"; the others show no difference ({alone})" * others
-    return f"{what}, after Holm's correction: {'; '.join(parts)}{rest}."
+    for name, places in found.items():
+        at = [
+            ranges(depths, settings[s].depths) + f" on {title(settings[s])}" * (len(settings) > 1)
+            for s, depths in places.items()
+        ]
+        parts.append(f"{name} at {joined(at)}")
+    return "; ".join(parts)
 
 
 def _the_one(test: Comparison, settings: Sequence[Setting], few: str) -> str:
@@ -100,25 +116,54 @@ def _the_one(test: Comparison, settings: Sequence[Setting], few: str) -> str:
     if test.verdict:
         return f"{what} finds {name} {test.verdict}."
     if test.significant:
-        return f"{what} has a small p-value and is given no verdict, see caveats."
-    return f"{what} shows no difference."
+        return f"{what} has a small p-value and is given no verdict: {name}, {test.reason}."
+    return f"{what} detects none."
 
 
-def controls_overview(settings: Sequence[Setting], endpoint: str) -> str:
-    """The same over several settings; empty where no control has finished."""
+def controls_overview(settings: Sequence[Setting], endpoint: str) -> list[str]:
+    """Over several settings whether a scheme is better than the controls, and whether a control is than schemes; empty
+    where no control has finished."""
     found = {title(setting): against_controls(setting, endpoint) for setting in settings}
     known = {name: against for name, against in found.items() if against is not None}
     if not known:
-        return ""
+        return []
     if all(against.seeds < FEWEST for against in known.values()):
-        return "There are too few seeds to tell a scheme from the controls."
+        return ["There are too few seeds to tell a scheme from the controls."]
     beaten = [f"{joined(against.beat)} on {name}" for name, against in known.items() if against.beat]
     controls = "; ".join(dict.fromkeys(control for against in known.values() for control in against.controls))
     sure = f"by paired intervals of {ENDPOINT[endpoint]} at the deepest depth, 95% over all pairs of a setting"
-    if not beaten:
-        return f"No scheme is shown to beat every control ({controls}) on any setting ({sure})."
-    rest = " None does on the others." if len(beaten) < len(known) else ""
-    return f"Better than every control ({controls}): {'; '.join(beaten)} ({sure}).{rest}"
+    if beaten:
+        rest = " None does on the others." if len(beaten) < len(known) else ""
+        words = f"Better than every control ({controls}): {'; '.join(beaten)} ({sure}).{rest}"
+    else:
+        words = f"No scheme is shown to beat every control ({controls}) on any setting ({sure})."
+    return [text for text in (words, _best_pairs(known), _controls_ahead(known)) if text]
+
+
+def _best_pairs(known: Mapping[str, AgainstControls]) -> str:
+    """The difference of the best scheme and the best control, by setting, with what could be detected."""
+    parts = []
+    for name, against in known.items():
+        if best := against.best():
+            scheme, control, gap = best
+            parts.append(f"{scheme} minus {control} on {name}: {comparison(gap)}")
+    return f"Best scheme minus best control: {'; '.join(parts)}." if parts else ""
+
+
+def _controls_ahead(known: Mapping[str, AgainstControls]) -> str:
+    """How many schemes each control is ahead of, by setting."""
+    parts = []
+    for control in dict.fromkeys(control for against in known.values() for control in against.controls):
+        counts = []
+        for name, against in known.items():
+            if control in against.controls and against.schemes:
+                behind, shown = (len(against.behind(control, only)) for only in (False, True))
+                counts.append(f"{behind} of {len(against.schemes)} [{shown}] on {name}")
+        if counts:
+            parts.append(f"of {control} {joined(counts)}")
+    above = " above chance" * any(against.some_failed for against in known.values())
+    which = f"Schemes{above} with a worse mean than that of a control [with an interval that excludes zero]"
+    return f"{which}: {'; '.join(parts)}." if parts else ""
 
 
 def seeds(settings: Sequence[Setting]) -> str:
