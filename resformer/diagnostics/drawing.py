@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from resformer.diagnostics.measured import Matrix, Measured
 from resformer.palette import DASHES, MARKERS, RC, SERIES, SOFT
@@ -18,6 +18,8 @@ from resformer.palette import DASHES, MARKERS, RC, SERIES, SOFT
 ACROSS = 3  # panels side by side
 PANEL = (3.9, 2.9)  # inches
 WIDE = 10.0  # largest over smallest, from which an axis is logarithmic: below, its ticks would have no round numbers
+
+FLAT = 1e-3  # a range this small beside the values is drawn as a level line: blown up, rounding looks like a finding
 
 
 def draw(measured: Measured) -> str:
@@ -56,14 +58,26 @@ def _lines(axes: Axes, measured: Measured, drawn: str | tuple[str, str], *, lege
             look |= {"linestyle": dash, "linewidth": 1.3, "markevery": max(1, len(points) // 8)}
         axes.plot(x, y, **({"linestyle": "none"} | look))
     heights = [y for points in series.values() for _, y in points]
-    if column.log and heights and max(heights) > WIDE * min(heights):
-        axes.set_yscale("log")
+    if heights:
+        _scale(axes, min(heights), max(heights), column.log)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=along == measured.along))
     axes.set_xlabel(along.replace("_", " "))
     unit = f" ({column.unit})" if column.unit else ""
     axes.set_title(f"{name.replace('_', ' ')}{unit}", loc="left")
     if legend and len(series) > 1:
         axes.legend(handlelength=2.5)
+
+
+def _scale(axes: Axes, low: float, high: float, log: bool) -> None:
+    if log and high > WIDE * low:
+        axes.set_yscale("log")
+        if high < 100 * low:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+    elif 0 < high - low < FLAT * max(abs(low), abs(high)):
+        middle = (low + high) / 2
+        axes.set_ylim(middle - abs(middle) / 20, middle + abs(middle) / 20)
 
 
 def _square(figure: Figure, axes: Axes, name: str, matrix: Matrix) -> None:
