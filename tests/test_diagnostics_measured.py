@@ -62,7 +62,7 @@ def test_printed_within_80_columns():
     assert "encoder" not in text  # there is but one
     many = shown(measured(100))
     assert "26 of 200 rows; all of them are in the CSV" in many
-    assert " 99 " in many
+    assert [line.split()[:2] for line in many.splitlines()[-5:-3]] == [["99", "attn"], ["99", "ffn"]]
 
 
 def test_the_picture_is_the_same_each_time(tmp_path):
@@ -73,6 +73,14 @@ def test_the_picture_is_the_same_each_time(tmp_path):
     paths = one.save(tmp_path / "new")
     assert sorted(path.name for path in paths) == ["things.csv", "things.json", "things.svg"]
     assert (tmp_path / "new" / "things.svg").read_text() == one.plot()
+
+
+def test_rounding_is_not_drawn_as_a_finding():
+    rows = [{"layer": layer, "level": 1 + 1e-8 * (-1) ** layer, "steep": 2.0**layer} for layer in range(6)]
+    columns = (Column("level", ""), Column("steep", "", log=True))
+    one = Measured("things", "Things", columns, rows, keys=("layer",), draws=("level", "steep"))
+    texts = [element.text for element in ElementTree.fromstring(one.plot()).iter() if element.tag.endswith("text")]
+    assert {"0.96", "1.00", "1.04", "1", "5", "20"} <= set(texts)
 
 
 def test_fit_of_a_line():

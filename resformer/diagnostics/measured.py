@@ -95,7 +95,7 @@ class Measured:
         return draw(self)
 
     def shown(self, rows: int = 26) -> Group:
-        """For a terminal of 80 columns; of more rows than that, evenly spaced ones with the first and the last."""
+        """For a terminal of 80 columns; of more rows than that, those of evenly spaced layers."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -108,11 +108,12 @@ class Measured:
         for column in columns:
             table.add_column(column.name.replace("_", " "), justify="right")
         every = [row for row in self.rows if row.get(self.along) is not None]
-        for row in _spread(every, rows):
+        printed = _spread(every, rows, self.along)
+        for row in printed:
             table.add_row(*(text(row.get(name)) for name in (*keys, *(column.name for column in columns))))
         lines = [f"{name.replace('_', ' ')}: {text(value)}" for name, value in self.facts.items()]
-        if len(every) > rows:
-            lines.append(f"{rows} of {len(every)} rows; all of them are in the CSV")
+        if len(printed) < len(every):
+            lines.append(f"{len(printed)} of {len(every)} rows; all of them are in the CSV")
         meanings = "; ".join(f"{column.name.replace('_', ' ')}: {column.meaning}" for column in columns)
         return Group(
             Text(self.title, style="bold"), table, *(Text(line) for line in lines), Text(meanings, style="dim")
@@ -130,7 +131,14 @@ def text(value: Any) -> str:
     return f"{value:.3g}"
 
 
-def _spread(rows: Sequence[Row], most: int) -> list[Row]:
+def _spread(rows: Sequence[Row], most: int, along: str) -> list[Row]:
+    """All rows, or those of evenly spaced values of `along`: the sites of a layer stay together."""
     if len(rows) <= most:
         return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[along], []).append(row)
+    values = list(groups)
+    number = min(len(values), max(2, most // max(map(len, groups.values()))))
+    kept = [values[round(i * (len(values) - 1) / (number - 1))] for i in range(number)] if number > 1 else values
+    return [row for value in kept for row in groups[value]]
