@@ -1,9 +1,11 @@
 """Advice before training, and what is known of its worth: the rule, its test, the study it comes from, the table."""
 
+import csv
 import json
 import math
 import xml.etree.ElementTree
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +180,23 @@ def test_the_record_of_a_study(record, tmp_path):
     again = recorded.read_calibration(tmp_path / "c.json")
     assert json.dumps(asdict(again.rule)) == json.dumps(record["rule"])
     assert json.dumps(asdict(again.test)) == json.dumps(record["test"])
+
+
+def test_the_calibration_that_comes_along_is_of_the_recorded_study():
+    """Its losses are those of the committed results, and its verdict follows from its points."""
+    top = Path(__file__).parents[1]
+    record = json.loads((top / "resformer" / "advice" / "calibration.json").read_text())
+    with (top / "scripts" / "studies" / "depth_x_scheme" / "results.csv").open(newline="") as file:
+        runs = [row for row in csv.DictReader(file) if row["tuning"] == "False" and row["extra_ffn"] == "0"]
+    losses: dict[tuple[str, int, str], list[float]] = {}
+    for row in sorted(runs, key=lambda row: row["seed"]):
+        losses.setdefault((row["task"], int(row["depth"]), row["scheme"]), []).append(float(row["train_loss"]))
+    points = [Point(**point) for point in record["points"]]
+    assert {(point.task, point.depth, point.scheme): pytest.approx(point.losses) for point in points} == losses
+    again = calibrate(points, np.random.default_rng(0))
+    assert asdict(again.rule) == record["rule"]
+    assert again.test.tau == pytest.approx(record["test"]["tau"])
+    assert again.test.p == pytest.approx(record["test"]["p"])
 
 
 def test_another_net_than_the_recorded_one_is_noticed(tmp_path):
