@@ -1,12 +1,15 @@
 """The README's blocks are run, in order, in one folder; those that need the hub or minutes are marked and are not."""
 
+import csv
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
+from scipy.stats import t
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"(<!-- not run: [a-z ]+ -->\n)?```(python|bash)\n(.*?)```", re.DOTALL)
@@ -58,3 +61,27 @@ def test_table_of_schemes_is_the_registry():
 @pytest.mark.parametrize("name", re.findall(r"^  ([a-z_]+\.py|[a-z]+/) ", README.read_text(), re.MULTILINE))
 def test_annotated_tree_names_what_is_there(name):
     assert (README.parent / "resformer" / name).exists()
+
+
+def test_numbers_of_the_recorded_study_are_its_own():
+    study = README.parent / "scripts" / "studies" / "depth_x_scheme"
+    with (study / "results.csv").open(newline="") as file:
+        runs = [row for row in csv.DictReader(file) if row["depth"] == "24" and row["tuning"] == "False"]
+    losses = {(row["arm"], row["task"], int(row["seed"])): float(row["train_loss"]) for row in runs}
+    assert len(losses) == 60
+
+    def shown(values, signed=""):
+        half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+        return f"{fmean(values):{signed}.3f} ± {half:.3f}".replace("-", "−")
+
+    for arm in {arm for arm, _, _ in losses}:
+        cells = []
+        for task in ("sst2", "mnli"):
+            seeds = range(3)
+            cells.append(shown([losses[arm, task, seed] for seed in seeds]))
+            minus = [losses[arm, task, seed] - losses["pre_ln", task, seed] for seed in seeds]
+            cells.append("" if arm == "pre_ln" else shown(minus, "+"))
+        above = sum(row["learned"] == "True" for row in runs if row["arm"] == arm)
+        control = " (control)" * (arm in ("static_mix", "pre_ln + wider ffn"))
+        row = f"| {arm}{control} | {' | '.join(cells)} | {above} of 6 |"
+        assert re.sub(" +", " ", row) in README.read_text()

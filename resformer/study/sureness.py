@@ -75,7 +75,7 @@ def against_baseline(comparisons: Sequence[Comparison], settings: Sequence[Setti
     words[0] += f": {_places(decided, settings, lambda test: f'is {test.verdict}')}." if decided else "."
     if unjudged:
         small = sum(test.significant for test in unjudged)
-        of = "all" if small == len(unjudged) > 1 else f"{small} of them"
+        of = ("it" if small == 1 else "all") if small == len(unjudged) else f"{small} of them"
         low = f", though {of} {'has' if small == 1 else 'have'} an adjusted p-value below 0.05" * bool(small)
         no = f"{len(unjudged)} {'is' if len(unjudged) == 1 else 'are'} given no verdict{low}"
         words.append(f"{no}: {_places(unjudged, settings, lambda test: f'({test.reason})')}.")
