@@ -11,6 +11,10 @@
 # DATA: a folder that holds sst2/ and mnli/.
 set -euo pipefail
 here=$(realpath --relative-to=. "$(dirname "${BASH_SOURCE[0]}")")
+if [ $# -lt 2 ]; then
+  echo "usage: bash $0 DATA OUT [I/N]; DATA holds sst2/ and mnli/; without I/N the trained pieces are merged" >&2
+  exit 2
+fi
 data=$1 out=$2 piece=${3:-}
 resformer=${RESFORMER:-$here/../../../.venv/bin/resformer}
 for study in . init placement rates; do
