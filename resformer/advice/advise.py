@@ -73,7 +73,11 @@ class Advice:
 
     @property
     def ranked(self) -> bool:
-        return self.calibration is not None and self.calibration.test.predicts
+        """Only by a rule that was shown to predict, and from the weight initialisation that it was tested at."""
+        found = self.calibration
+        if found is None or found.conditions.get("weight_init", self.weight_init) != self.weight_init:
+            return False
+        return found.test.predicts and (found.test.orders or found.rule.threshold is not None)
 
     def to_json(self) -> str:
         content = {
@@ -128,8 +132,9 @@ def advise(
     settings      family and sizes of the model, and the folder of the task's data
     chosen        schemes, written as in a study; none for all that can serve the family
     calibration   as `read_calibration` gives it. Schemes are ranked by its rule where that predicted training losses
-                  at the depth it was tested at: rank by the mean over seeds, and the best and worst rank that a single
-                  seed gives. Otherwise nothing is ranked
+                  at the depth it was tested at, from the same weight initialisation: rank by the mean over seeds, and
+                  the best and worst rank that a single seed gives. Where it told failing nets from others and no more,
+                  schemes of either kind share a rank. Otherwise nothing is ranked
     workers       processes at a time, by default one a core
     done          called with the number of nets that are measured, and of all
 
@@ -175,9 +180,11 @@ def advise(
 
 
 def ranked(rows: Sequence[Row], calibration: Calibration) -> list[Row]:
-    """The rows by rank, equal values with the same one."""
-    rule = calibration.rule
-    values = [[rule.badness(value) for value in row.values[rule.predictor]] for row in rows]
+    """The rows by rank, equal values with the same one: by the predictor, or by whether it foretells failure alone."""
+    rule, bad = calibration.rule, calibration.rule.badness
+    if not calibration.test.orders:
+        bad = lambda value: float(bool(rule.fails(value)))  # noqa: E731
+    values = [[bad(value) for value in row.values[rule.predictor]] for row in rows]
     mean = rankdata([fmean(own) for own in values], method="min")
     single = [rankdata(column, method="min") for column in zip(*values, strict=True)]
     placed = []

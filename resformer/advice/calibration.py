@@ -61,15 +61,23 @@ class HeldOut:
     tau: float  # mean over the tasks of Kendall's τ between predictor and final training loss, badness against loss
     low: float  # bounds of the 95 % interval, over schemes
     high: float
-    p: float  # one-sided, of permuted schemes
+    p: float  # one-sided, of permuted schemes, the rule chosen anew for each
     accuracy: float | None  # of the threshold; None where all runs or none failed
     counts: dict[str, int]  # cells: failed and foretold, failed and not, trained and foretold to fail, trained
     others: dict[str, float]  # τ of every predictor here, each as it was directed at the small depths: exploration
     shallower: float | None  # τ between the losses at the next smaller depth and these: what training less deep tells
+    trained: float | None = None  # τ among the schemes that trained on every task; None for fewer than three
+    trained_p: float | None = None  # one-sided, of permuted schemes
 
     @property
     def predicts(self) -> bool:
+        """Whether the rule tells how training ends at all."""
         return self.p <= LEVEL and self.low > 0
+
+    @property
+    def orders(self) -> bool:
+        """Whether it also orders the schemes that train."""
+        return self.trained_p is not None and self.trained_p <= LEVEL
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,12 @@ def calibrate(points: Sequence[Point], generator: np.random.Generator) -> Calibr
     over seeds of the predictor and of the final training loss; its sign says which side is worse. The threshold has the
     largest balanced accuracy for "most runs of the cell failed", halfway between two values that occur.
 
-    At the greatest depth: the mean τ over tasks; p, the share of permutations of the schemes, the same in all tasks,
-    with a mean τ at least as large (one-sided, since the rule fixes the side; the observed order counts as one);
-    a percentile interval from schemes drawn with replacement, with all their tasks, and seeds within them. In
-    simulations with 8 and 9 schemes, two tasks and a true τ of 0 to 0.84 it covered the truth in 92 to 96 %.
+    At the greatest depth: the mean τ over tasks, of all schemes and of those that trained on every task, since telling
+    failing nets from others is less than ordering the others. p is the share of permutations of the schemes, the same
+    in all cells, with a mean τ at least as large, where predictor and side are chosen anew for each permutation (losses
+    at one depth go with those at another, so a side chosen by the true order would not be fixed before); the observed
+    order counts as one. The interval is by percentiles, from schemes drawn with replacement, with all their tasks, and
+    seeds within them.
 
     Raises a `ValueError` for fewer than two depths, and fewer than five schemes that all cells of a task have.
     """
@@ -124,10 +134,13 @@ def calibrate(points: Sequence[Point], generator: np.random.Generator) -> Calibr
             depths[-1],
             tuple(schemes),
             tuple(dict.fromkeys(point.task for point in deep)),
-            *_tested(rule, deep, generator),
+            _mean_tau(rule, deep),
+            *_interval(rule, deep, generator),
+            _p_value(rule, tuple(rules), small, deep, generator),
             *_told(rule, deep),
             {name: _mean_tau(one, deep) for name, one in rules.items()},
             _mean_of_losses(before, deep),
+            *_among_trained(rule, deep, generator),
         ),
     )
 
@@ -218,25 +231,64 @@ def _mean_of_losses(before: Sequence[Point], after: Sequence[Point]) -> float:
     return fmean(float(tau(*(np.array([fmean(point.losses) for point in cell]) for cell in pair))) for pair in pairs)
 
 
-def _tested(rule: Rule, points: Sequence[Point], generator: np.random.Generator) -> tuple[float, float, float, float]:
-    """τ, the bounds of its interval, and p."""
+def _interval(rule: Rule, points: Sequence[Point], generator: np.random.Generator) -> tuple[float, float]:
+    """The bounds of the 95 % interval of the mean τ."""
     cells = _cells(points)
-    number = len(cells[0])
-    orders = np.array([generator.permutation(number) for _ in range(PERMUTATIONS)])
-    drawn = generator.integers(number, size=(RESAMPLES, number))
-    observed, permuted, resampled = 0.0, np.zeros(PERMUTATIONS), np.zeros(RESAMPLES)
+    drawn = generator.integers(len(cells[0]), size=(RESAMPLES, len(cells[0])))
+    resampled, rows = np.zeros(RESAMPLES), np.arange(RESAMPLES)[:, None]
     for cell in cells:
-        x = np.array([rule.badness(fmean(point.predictors[rule.predictor])) for point in cell])
-        y = np.array([fmean(point.losses) for point in cell])
-        observed += float(tau(x, y))
-        permuted += tau(x[orders], y)
         xs = _of_seeds([[rule.badness(v) for v in point.predictors[rule.predictor]] for point in cell], generator)
         ys = _of_seeds([point.losses for point in cell], generator)
-        rows = np.arange(RESAMPLES)[:, None]
         resampled += tau(xs[rows, drawn], ys[rows, drawn])
     low, high = np.quantile(resampled / len(cells), [0.025, 0.975])
-    p = (1 + int((permuted >= observed - 1e-9).sum())) / (1 + PERMUTATIONS)
-    return observed / len(cells), float(low), float(high), p
+    return float(low), float(high)
+
+
+def _p_value(
+    rule: Rule, predictors: Sequence[str], small: Sequence[Point], deep: Sequence[Point], generator: np.random.Generator
+) -> float:
+    """Of the mean τ at the greatest depth, where each permutation chooses its own predictor and side as `rule` was."""
+    number = len(_cells(deep)[0])
+    orders = np.array([generator.permutation(number) for _ in range(PERMUTATIONS)])
+    chosen = np.stack([_permuted(name, small, orders) for name in predictors])  # (predictors B)
+    tested = np.stack([_permuted(name, deep, orders) for name in predictors])
+    best = np.abs(chosen).argmax(0)[None]
+    found = np.sign(np.take_along_axis(chosen, best, 0)) * np.take_along_axis(tested, best, 0)
+    return _share(found, _mean_tau(rule, deep))
+
+
+def _among_trained(
+    rule: Rule, points: Sequence[Point], generator: np.random.Generator
+) -> tuple[float | None, float | None]:
+    """τ and p of the rule, as it is, among the schemes that trained on every task."""
+    failing = {point.scheme for point in points if point.failed > 0.5}
+    points = [point for point in points if point.scheme not in failing]
+    number = len({point.scheme for point in points})
+    if number < 3:
+        return None, None
+    orders = np.array([generator.permutation(number) for _ in range(PERMUTATIONS)])
+    side = 1 if rule.worse == "high" else -1
+    found = _mean_tau(rule, points)
+    return found, _share(side * _permuted(rule.predictor, points, orders), found)
+
+
+def _permuted(name: str, points: Sequence[Point], orders: NDArray[np.intp]) -> Array:
+    """(B) mean τ over cells between a predictor of permuted schemes and the losses."""
+    return np.mean(
+        [
+            tau(
+                np.array([fmean(point.predictors[name]) for point in cell])[orders],
+                np.array([fmean(point.losses) for point in cell]),
+            )
+            for cell in _cells(points)
+        ],
+        axis=0,
+    )
+
+
+def _share(found: Array, observed: float) -> float:
+    """Of chance at least as large as what was observed, which counts as one."""
+    return (1 + int((found >= observed - 1e-9).sum())) / (1 + found.size)
 
 
 def _of_seeds(values: Sequence[Sequence[float]], generator: np.random.Generator) -> Array:

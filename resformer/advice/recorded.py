@@ -28,7 +28,7 @@ VERSION = 1
 OURS = "calibration.json"  # in this package: of scripts/studies/depth_x_scheme
 CLOSE = 1e-3  # how near a token cosine has to be to the recorded one for the net to be the same
 KEPT = ("resformer", "torch", "transformers", "numpy", "git", "dirty", "finished")  # of where it was made
-CONDITIONS = ("family", "width", "weight_init", "steps", "batch_size", "schedule", "warmup")
+CONDITIONS = ("family", "width", "ffn_ratio", "weight_init", "steps", "batch_size", "schedule", "warmup")
 
 
 def calibrate_study(

@@ -74,8 +74,13 @@ def _tested(found: Calibration, advice: Advice) -> Iterator[str]:
             f"Nothing is ranked: {name}, which at depth{'s' * (len(found.chosen_on) > 1)} {depths} went best with the "
             f"final training loss (Kendall's tau {rule.agreement:.2f}), is not shown to tell it at depth {test.depth}."
         )
+    elif not advice.ranked:
+        tested, here = found.conditions.get("weight_init"), advice.weight_init
+        also = f" from {tested} weights, and these are {here}" if tested != here else ""
+        yield f"Nothing is ranked: {name} was shown to tell how training ends{also or ', but not which nets fail'}."
     else:
-        yield f"Ranked by {name}, {better} first: the rule was chosen on depth{'s' * (len(found.chosen_on) > 1)} " + (
+        how = f"{better} first" if test.orders else "as expected to fail or not, and no further"
+        yield f"Ranked by {name}, {how}: the rule was chosen on depth{'s' * (len(found.chosen_on) > 1)} " + (
             f"{depths} (Kendall's tau with the final training loss {rule.agreement:.2f})."
         )
     count = f"{len(test.schemes)} schemes on {' and '.join(test.tasks)}"
@@ -84,6 +89,11 @@ def _tested(found: Calibration, advice: Advice) -> Iterator[str]:
         f"{test.low:.2f} to {test.high:.2f}, over schemes and {found.seeds} seed{'s' * (found.seeds > 1)}), "
         f"p {_p(test.p)}."
     )
+    if test.trained is not None and test.trained_p is not None:
+        yield (
+            f"Among the schemes that trained there tau {test.trained:.2f}, p {_p(test.trained_p)}: "
+            + ("it orders them, too." if test.orders else "which of them train better it is not shown to tell.")
+        )
     if test.shallower is not None:
         yield (
             f"For comparison: the training losses at depth {found.chosen_on[-1]} order those at {test.depth} with tau "
@@ -105,10 +115,14 @@ def _elsewhere(advice: Advice) -> Iterator[str]:
     assert advice.calibration is not None
     test, of, settings = advice.calibration.test, advice.calibration.conditions, advice.settings
     here = {"family": settings.family, "width": settings.width, "weight_init": advice.weight_init}
+    here["ffn_ratio"] = settings.ffn_ratio
     other = [f"{name.replace('_', ' ')} {of[name]}" for name, value in here.items() if name in of and of[name] != value]
     other += [f"depth {test.depth}"] if advice.depth != test.depth else []
+    other += [] if advice.task in test.tasks else [f"tasks {' and '.join(test.tasks)}"]
     if other:
-        yield f"It was tested at {', '.join(other)}: what is said here of other sizes is an extrapolation."
+        yield f"It was tested at {', '.join(other)}: what is said here of others is an extrapolation."
+    if "steps" in of:
+        yield f"Training there was {of['steps']} steps at the best learning rate of a grid for each scheme."
     new = [row.scheme for row in advice.rows if row.scheme not in test.schemes]
     if new:
         yield f"{len(advice.rows) - len(new)} of the {len(advice.rows)} schemes were in the test; no other one was."
