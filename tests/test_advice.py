@@ -104,9 +104,26 @@ def test_what_holds_at_small_depths_alone_is_not_believed():
 
 
 def test_the_p_value_is_that_of_permutations():
-    """Five schemes in the right order: one of 120, whatever the number of tasks, which are permuted together."""
+    """Five schemes in the right order: of 120 permutations each of the two predictors orders them in two, up and down,
+    whatever the number of tasks, which are permuted together."""
     one = found(points(lambda number, depth: number / 8, SCHEMES[:5]))
-    assert one.test.p == pytest.approx(1 / 120, rel=0.3)
+    assert one.test.p == pytest.approx(4 / 120, rel=0.2)
+
+
+def test_failing_from_training_is_less_than_an_order():
+    """Three of eight fail and have the largest numbers; among the others the order is the wrong way round."""
+    some = points(lambda number, depth: 1.0 if number >= 5 else (4 - number) / 10)
+    one = found([replace(point, predictors={"good": point.predictors["good"]}) for point in some])
+    assert one.rule.worse == "high"
+    assert one.test.trained == pytest.approx(-1.0)
+    assert one.test.trained_p > 0.9
+    assert not one.test.orders
+    ordered = found(points(lambda number, depth: 1.0 if number >= 5 else number / 10))
+    assert ordered.test.trained == pytest.approx(1.0)
+    assert ordered.test.trained_p == pytest.approx(1 / 120, rel=0.3)
+    assert ordered.test.orders
+    most = found(points(lambda number, depth: 1.0 if number >= 2 else 0.0))
+    assert most.test.trained is None, "two schemes are no order"
 
 
 def test_a_scheme_that_is_not_everywhere_is_left_out():
@@ -139,12 +156,19 @@ def test_gradients_by_layer():
 
 def test_ranks_and_their_range():
     rows = [Row(name, {"good": own}) for name, own in {"b": [1.0, 4.0], "a": [2.0, 3.0], "c": [9.0, math.inf]}.items()]
-    test = HeldOut(24, (), (), 1.0, 0.5, 1.0, 0.01, None, {}, {}, None)
-    made = ranked(rows, Calibration((6,), 2, Rule("good", "high", 1.0, 3.5, 1.0), test))
+    test = HeldOut(24, (), (), 1.0, 0.5, 1.0, 0.01, None, {}, {}, None, trained=0.9, trained_p=0.01)
+    calibration = Calibration((6,), 2, Rule("good", "high", 1.0, 3.5, 1.0), test)
+    made = ranked(rows, calibration)
     assert [(row.scheme, row.rank, row.best, row.worst, row.fails) for row in made] == [
         ("a", 1, 1, 2, 0.0),
         ("b", 1, 1, 2, 0.5),
         ("c", 3, 3, 3, 1.0),
+    ]
+    made = ranked(rows, replace(calibration, test=replace(test, trained_p=0.3)))
+    assert [(row.scheme, row.rank, row.best, row.worst, row.fails) for row in made] == [
+        ("a", 1, 1, 1, 0.0),
+        ("b", 2, 1, 2, 0.5),
+        ("c", 3, 2, 3, 1.0),
     ]
 
 
@@ -197,6 +221,7 @@ def test_the_calibration_that_comes_along_is_of_the_recorded_study():
     assert asdict(again.rule) == record["rule"]
     assert again.test.tau == pytest.approx(record["test"]["tau"])
     assert again.test.p == pytest.approx(record["test"]["p"])
+    assert again.test.trained_p == pytest.approx(record["test"]["trained_p"])
 
 
 def test_another_net_than_the_recorded_one_is_noticed(tmp_path):
@@ -222,7 +247,7 @@ def test_the_command(resformer, record, tmp_path):
     schemes = [part for name in ("pre_ln", "rezero", "mhc") for part in ("--schemes", name)]
     sizes = ["advise", "--depth", 3, "--width", 16, "--heads", 2, "--seeds", 2, "--workers", 1, *schemes]
     file = tmp_path / "c.json"
-    recorded.write_calibration(file, told(record, p=0.01, low=0.2, high=0.9, tau=0.6))
+    recorded.write_calibration(file, told(record, p=0.01, low=0.2, high=0.9, tau=0.6, trained=0.5, trained_p=0.02))
     code, out, err = resformer(*sizes, "--calibration", file, "--output", tmp_path / "out")
     assert code == 0, err
     assert "6 of 6 nets are measured" in err
@@ -238,6 +263,10 @@ def test_the_command(resformer, record, tmp_path):
     assert sorted(row["rank"] for row in content["schemes"]) == [1, 2, 3]
     assert (tmp_path / "out" / "advice.csv").read_text().count("\n") == 7
     assert xml.etree.ElementTree.parse(tmp_path / "out" / "advice.svg").getroot().tag.endswith("svg")
+
+    code, out, _ = resformer(*sizes, "--calibration", file, "--weight-init", "bert")
+    assert code == 0
+    assert "was shown to tell how training ends from xavier weights, and these are bert" in " ".join(out.split())
 
     recorded.write_calibration(file, told(record, p=0.4, low=-0.3))
     code, out, _ = resformer(*sizes, "--calibration", file)

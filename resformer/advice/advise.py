@@ -183,7 +183,7 @@ def ranked(rows: Sequence[Row], calibration: Calibration) -> list[Row]:
     """The rows by rank, equal values with the same one: by the predictor, or by whether it foretells failure alone."""
     rule, bad = calibration.rule, calibration.rule.badness
     if not calibration.test.orders:
-        bad = lambda value: float(bool(rule.fails(value)))  # noqa: E731
+        bad = lambda value: float(bool(rule.fails(value)))
     values = [[bad(value) for value in row.values[rule.predictor]] for row in rows]
     mean = rankdata([fmean(own) for own in values], method="min")
     single = [rankdata(column, method="min") for column in zip(*values, strict=True)]
