@@ -194,6 +194,9 @@ WRONG = [
     (("compare", "--schemes", "rezero", "--depths", "0", "--tasks", "agreement", "--output", "x"), "at least 1"),
     (("compare", "--schemes", "rezero", "--depths", "two", "--tasks", "agreement", "--output", "x"), "two"),
     (("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agrement", "--output", "x"), "'agreement'"),
+    (("compare", "--schemes", "rezero", "my.toml", "--output", "x"), "give the study file first"),
+    (("compare", "--schemes", "rezero", "--depths", "1", "my.toml", "--output", "x"), "give the study file first"),
+    ((*COMPARE, "--dry-run", "--executor", "slurm"), "unknown executor 'slurm'"),
     (
         ("compare", "--schemes", "rezero", "--depths", "1", "--tasks", "agreement", "--width", "0", "--output", "x"),
         "width",
@@ -397,6 +400,14 @@ def test_folder_of_something_else_is_refused(resformer, tmp_path):
     assert code == 2
     assert "holds" in text
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_piece_without_cells_is_no_failure(resformer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text = resformer(*COMPARE, "--no-controls", "--shard", "3/9")
+    assert code == 0, text
+    assert "piece 3/9 has no cells: there are 1" in " ".join(text.split())
+    assert not (tmp_path / "x").exists()
 
 
 def test_start_is_cheap():

@@ -424,9 +424,61 @@ def test_a_stopped_study_leaves_no_process_and_is_continued(tmp_path, output, ho
 
 
 def test_workers_that_cannot_start_are_an_error(tmp_path, capfd):
-    with pytest.raises(RuntimeError, match="no worker process could start"):
+    with pytest.raises(ChildProcessError, match="no worker process could start"):
         go(tmp_path / "out", workers=2, function="resformer.no_such_module:run")
     assert "No module named 'resformer.no_such_module'" in capfd.readouterr().err
+
+
+MORTAL = """
+import os, signal
+from pathlib import Path
+from test_study_execute import fake as run
+
+starts = Path(os.environ["STARTS"])
+with starts.open("a") as file:
+    file.write(".")
+if len(starts.read_text()) == int(os.environ["DEADLY"]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("deadly", "finished"), [(1, 4), (2, 3)])  # the first process; the one in place of a dead one
+def test_a_process_that_dies_while_it_starts_does_not_end_the_study(output, tmp_path, monkeypatch, deadly, finished):
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
+    monkeypatch.setenv("DEADLY", str(deadly))
+    if deadly == 2:
+        behave(output, 2, "die once")
+    tally = go(output, function="mortal:run")
+    assert (tally.finished, len(tally.failed)) == (finished, 4 - finished)
+    assert all("SIGKILL" in error for error in tally.failed.values())
+
+
+def test_retry_looks_for_the_data_first(tmp_path, monkeypatch):
+    study = replace(ONE_RATE, settings=replace(ONE_RATE.settings, data="mine"))
+    open_study(tmp_path / "out", study)
+    behave(tmp_path / "out", 8, "raise")
+    assert len(go(tmp_path / "out", study).failed) == 2
+    behave(tmp_path / "out", 8)
+    with pytest.raises(ValueError, match=r"the data of the study, 'mine', are not in .*; say where: --data FOLDER"):
+        retry(tmp_path / "out", function=fake)
+    (tmp_path / "moved").mkdir()
+    assert retry(tmp_path / "out", function=fake, data=str(tmp_path / "moved")).finished == 2
+
+
+def test_a_lost_study_json_loses_no_run(output):
+    go(output)
+    (output / "study.json").write_text('{"version": 1, "studies": [{"study": {"schemes": ["foo"]}}]}')
+    with pytest.raises(
+        ValueError, match=r"remove study\.json, and start `resformer compare` into the same folder again"
+    ):
+        go(output)
+    (output / "study.json").write_text('{"version": 1, "studies": []}')
+    with pytest.raises(ValueError, match="lists no studies; remove it, and start `resformer compare`"):
+        go(output)
+    (output / "study.json").unlink()
+    assert go(output).skipped == 4
 
 
 def test_unknown_names_are_refused_before_anything_is_written(tmp_path):

@@ -126,6 +126,7 @@ batch = 3
         ('family = "brt"\nschemes = ["rezero",\n "highwy"]\ndepths = [1]\ntasks = ["sentiment"]\nbaseline="highwy"',
          ["1: unknown family 'brt'", "3: unknown scheme 'highwy'"]),
         (SMALL.replace("heads = 2", 'family = "modernbert"\nheads = 16'), ["9: family 'modernbert' turns"]),
+        (SMALL + "workers = 3", ["10: workers is said on the command line, --workers, not in the file"]),
         (SMALL + "seeed = 3\nwidth-inits = []\n[pretrain]\nsteps = 1",
          ["10: unknown key 'seeed'. Did you mean 'seeds'", "11: unknown key 'width-inits'. Did you mean",
           "12: unknown key 'pretrain'. Did you mean 'pretraining'"]),

@@ -249,7 +249,7 @@ def test_a_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no study"):
         read_runs(tmp_path)
     (tmp_path / "study.json").write_text('{"version": 1, "studies": []}')
-    with pytest.raises(ValueError, match=r"lists no studies in study\.json"):
+    with pytest.raises(ValueError, match="lists no studies; remove it"):
         read_runs(tmp_path)
 
 
@@ -258,5 +258,5 @@ def test_a_study_of_another_version_is_refused(tmp_path):
     content = json.loads((path / "study.json").read_text())
     del content["studies"][0]["study"]["facts"]
     (path / "study.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="written by another version of resformer"):
+    with pytest.raises(ValueError, match="of another version of resformer"):
         read_runs(path)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import asdict
 
 import pytest
 
@@ -128,7 +129,7 @@ def test_a_batch_that_memory_did_not_hold_is_flagged(output):
 
 
 def test_entries_are_united_in_the_order_they_were_started(tmp_path):
-    entry = {"study": {}, "command": "compare", "provenance": {}}
+    entry = {"study": json.loads(json.dumps(asdict(STUDY))), "command": "compare", "provenance": {}}
     for command, started in (("b", "2026-02"), ("a", "2026-01"), ("b", "2026-03")):
         add_entries(tmp_path, [{**entry, "command": command, "started": started}])
     assert [(e["command"], e["started"]) for e in read_study(tmp_path)] == [("a", "2026-01"), ("b", "2026-02")]

@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
         app(spread(sys.argv[1:] if arguments is None else arguments))
     except ValueError as error:
         fail(str(error))
+    except ChildProcessError as error:  # no worker of a study could start
+        fail(str(error))
     except OSError as error:
         fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
     except SystemExit as stop:

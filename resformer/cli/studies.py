@@ -54,12 +54,14 @@ def compare(
     """Train schemes x depths x tasks x seeds, each cell at the learning rate that suits it, and report."""
     import torch
 
-    from resformer.study.execute import execute
+    from resformer.study.execute import execute, executing
     from resformer.study.file import read_study
     from resformer.study.kept import as_toml, file_name
     from resformer.study.pool import slots
 
     quiet()
+    for word in schemes or []:
+        _no_file(word)
     axes = {
         "schemes": schemes,
         "depths": depths,
@@ -76,6 +78,10 @@ def compare(
     torch.set_num_threads(own[0].threads)  # what is built and timed here is as it will be in a worker
     given = {name: value for name, value in axes.items() if value is not None} | settings
     plan = read_study(study, given, say)
+    executing(executor, workers, address)
+    if part and not plan.piece(*part):
+        say(f"piece {shard} has no cells: there are {len(plan.conditions())}")
+        return
     if dry_run:
         from resformer.study.forecast import forecast
 
@@ -128,12 +134,15 @@ def study_retry(
     workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: one a GPU, or a core]")] = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster. [default: one of its own]")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder with the tasks' data. [default: as the study says]")] = None,
 ) -> None:
-    """Run the failures again, and what waited for them."""
+    """Run the failures again, and what waited for them; `resformer compare` runs what was never begun."""
     from resformer.study.execute import retry
 
-    tally = retry(folder, executor=executor, workers=workers, address=address)
+    tally = retry(folder, executor=executor, workers=workers, address=address, data=data)
     _tell_tally(tally)
+    if tally.waiting:
+        say("`resformer compare` with the study's file runs what waits")
     if tally.failed:
         raise typer.Exit(1)
 
@@ -167,7 +176,13 @@ def _tell_tally(tally: Any) -> None:
         say("not complete: another process is at the rest, in the same folder; start again when that has ended")
 
 
+def _no_file(word: str) -> None:
+    if word.endswith(".toml"):
+        raise typer.BadParameter(f"{word!r} is read as a value of the option before it; give the study file first")
+
+
 def _read(kind: type, text: Any) -> Any:
+    _no_file(str(text))
     try:
         return kind(text)
     except ValueError:

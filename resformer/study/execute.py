@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resformer.errors import unknown
@@ -71,9 +71,9 @@ def execute(
     finished, and `KeyboardInterrupt` is raised.
 
     A study without facts is resolved first (see `resolve`). Raises `ValueError` before any work if it names what does
-    not exist, or `output` holds something else; `RuntimeError` if no worker process can start.
+    not exist, or `output` holds something else; `ChildProcessError` if no worker process can start.
     """
-    pool = _pool(function, executor, workers, address)
+    pool = executing(executor, workers, address, function)
     i, n = shard or (0, 1)
     if not 0 <= i < n:
         raise ValueError(f"shard must be (i, n) with 0 <= i < n, got {shard!r}; the first of four is (0, 4)")
@@ -93,16 +93,18 @@ def retry(
     *,
     executor: str = "local",
     workers: int | None = None,
+    data: str | None = None,
     function: Function | str = RUN,
     address: str | None = None,
 ) -> Tally:
     """Run the failures of the studies in a folder again, and the runs that waited for them; the rest as in `execute`.
 
-    Raises `ValueError` if the folder holds no study.
+    data: where the tasks lie now, if not where the study says. Raises `ValueError` if the folder holds no study, and
+    where its data are not there.
     """
-    pool = _pool(function, executor, workers, address)
+    pool = executing(executor, workers, address, function)
     output = Path(output).absolute()
-    parts = [(study, study.conditions()) for study in studies(output)]
+    parts = [(study, study.conditions()) for study in (_at(study, data) for study in studies(output))]
     look = _look(output)
     tuned = [run for study, part in parts for condition in part for run in study.tuning(condition)]
     broken = {encoder.id for study, _ in parts for encoder in study.encoders() if look(encoder).status == "failed"}
@@ -122,7 +124,18 @@ def studies(output: Path) -> list[Study]:
     return [study for position, study in enumerate(found) if study not in found[:position]]
 
 
-def _pool(function: Function | str, executor: str, workers: int | None, address: str | None) -> Pool | RayPool:
+def _at(study: Study, data: str | None) -> Study:
+    """The study with the folder of its data, which is not part of what runs are called."""
+    data = data or study.settings.data
+    if data is not None and not Path(data).is_dir():
+        raise ValueError(f"the data of the study, {data!r}, are not in {str(Path.cwd())!r}; say where: --data FOLDER")
+    return replace(study, settings=replace(study.settings, data=data))
+
+
+def executing(
+    executor: str, workers: int | None = None, address: str | None = None, function: Function | str = RUN
+) -> Pool | RayPool:
+    """What carries out runs, with nothing started yet. Raises `ValueError` for an executor that cannot be had."""
     if executor not in EXECUTORS:
         raise unknown("executor", executor, EXECUTORS)
     check_workers(workers)
@@ -168,7 +181,7 @@ def _carry_out(
     needed = {run.encoder for run in asked if isinstance(run, Run)}
     first = [encoder for name, encoder in encoders.items() if name in needed and not done(encoder, place(encoder))]
     ended: Counter[str] = Counter()
-    failed = {}
+    failed, elsewhere = {}, list[Unit]()
     with Progress([*first, *skipped, *asked], skipped) as progress:
         stages: tuple[Callable[[], Sequence[Unit]], ...] = (lambda: first, tuning, reported)
         for stage in stages:
@@ -191,10 +204,13 @@ def _carry_out(
                     skipped.append(run)
                 progress.advance(run, event, result)
                 ended[event] += 1
+                if event == "elsewhere":
+                    elsewhere.append(run)
                 if event == "failed":
                     failed[run.id] = str(result.error)
     waiting = sum(not ready(run) and wanted(run, look(run)) for run in tuning() + reported())
-    return Tally(ended["finished"], len(skipped), ended["elsewhere"], waiting, failed)
+    by_now = sum(look(run).finished for run in elsewhere)  # the other process went on meanwhile
+    return Tally(ended["finished"], len(skipped) + by_now, len(elsewhere) - by_now, waiting, failed)
 
 
 def _kind(run: Run) -> tuple[Condition, Settings, bool]:

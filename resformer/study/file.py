@@ -19,6 +19,7 @@ from resformer.study.settings import OF_A_NEW_MODEL, Settings, protocol
 
 AXES = tuple(one.name for one in fields(Study) if one.name not in ("settings", "pretraining", "facts"))
 SETTINGS = tuple(one.name for one in fields(Settings))
+OF_THE_COMMAND = ("output", "workers", "executor", "address", "shard", "dry_run")
 TABLE = "pretraining"  # with the fields of `Pretraining`
 # What the keys hold in TOML.
 KINDS = {"schemes": list[str], "depths": list[int], "tasks": list[str], "learning_rates": list[float],
@@ -73,7 +74,9 @@ def _typed(content: Mapping[str, Any], kinds: Mapping[str, Any], problems: Probl
     for written, value in content.items():
         key = written.replace("-", "_")
         kind = kinds.get(key)
-        if kind is None:
+        if key in OF_THE_COMMAND:
+            problems.say(key, value, f"{key} is said on the command line, --{key.replace('_', '-')}, not in the file")
+        elif kind is None:
             problems.say(key, value, str(unknown("key", written, kinds)))
         elif key in found:
             problems.say(key, value, f"{key} is there twice, with - and with _; keep one")

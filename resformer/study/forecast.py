@@ -127,7 +127,7 @@ def forecast(
     else two steps are taken. Where a learning rate is yet to be chosen, runs that are there at any of the grid are
     counted apart.
 
-    Raises `ValueError` if `output` holds something else than a study.
+    Raises `ValueError` if `output` holds something else than a study, or one that is damaged.
     """
     check_output(output)
 

@@ -189,7 +189,10 @@ class Study:
             pretraining = None if entry["pretraining"] is None else Pretraining(**entry["pretraining"])
             return cls(**{**entry, "settings": settings, "facts": facts, "pretraining": pretraining})
         except (KeyError, TypeError) as error:
-            raise ValueError(f"the study was written by another version of resformer ({error}); run it again") from None
+            raise ValueError(
+                f"a study in study.json is damaged or of another version of resformer ({error}); remove study.json, "
+                "and start `resformer compare` into the same folder again: finished runs of the same study are found"
+            ) from None
 
     def _run(self, condition: Condition, seed: int, rate: float | None, *, tuning: bool = False) -> Run:
         return Run(

@@ -27,6 +27,7 @@ class Pool:
         self.function, self.count = function, workers
         self.workers: list[_Worker] = []
         self.deaths: Counter[Unit] = Counter()
+        self.stillborn = 0  # processes that died before they were ready, one after the other
 
     @cached_property
     def vacant(self) -> list[Slot]:
@@ -36,7 +37,7 @@ class Pool:
         """Yield (run, "started") and (run, what became of it in the words of `attempt`) for each of the runs.
 
         After "memory" the run is started again, in a fresh process and with half the micro-batch; after "died", which
-        is said of no more than `RETRIES` deaths of its process, as it was. Raises `RuntimeError` if no process can
+        is said of no more than `RETRIES` deaths of its process, as it was. Raises `ChildProcessError` if no process can
         start.
         """
         todo: deque[Job] = deque((run, directory, None) for run, directory in jobs)
@@ -53,9 +54,10 @@ class Pool:
             if not todo and not any(worker.job or worker.reserved for worker in self.workers):
                 return
             if not self.workers:
-                raise RuntimeError(
-                    "no worker process could start; its own message is above. In a script of your own, "
-                    'execute must be called under `if __name__ == "__main__":`'
+                raise ChildProcessError(
+                    f"no worker process could start: {self.stillborn} died before they were ready, with what they said "
+                    "above; where memory ran out, try fewer workers: the same command goes on. In a script of your "
+                    'own, execute must be called under `if __name__ == "__main__":`'
                 )
             awaited = [worker for worker in self.workers if worker.job or not worker.ready]
             ends: dict[Any, _Worker] = {end: w for w in awaited for end in (w.connection, w.process.sentinel)}
@@ -72,13 +74,14 @@ class Pool:
         if said in (None, "failed", "memory"):
             self.workers.remove(worker)
             code = worker.end()
-            if started:  # one that was not even ready is not replaced: another would do no better
+            self.stillborn = 0 if started else self.stillborn + 1
+            if self.stillborn <= RETRIES:  # more of them, and another would do no better
                 self.vacant.append(worker.slot)
         if job is None:
             return
         run, directory, micro = job
         if said is None:
-            said = died(run, directory, self.deaths, RETRIES, _death(code))
+            said = died(run, directory, self.deaths, RETRIES if self.vacant else 0, _death(code))
         if said == "memory":
             self._start((run, directory, smaller(run, micro)))
         if said == "died":

@@ -74,7 +74,8 @@ class Progress:
 
     def advance(self, run: Unit, outcome: str, result: Result) -> None:
         """One run has ended, in the words of `attempt`."""
-        spent = time.monotonic() - self.since.pop(run)
+        now = time.monotonic()
+        spent = now - self.since.pop(run, now)  # one whose process died before it began has not started
         if outcome not in ("elsewhere", "skipped"):
             self.seconds[_task(run)] += spent
         if outcome in AGAIN:

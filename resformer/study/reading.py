@@ -60,8 +60,6 @@ def read_runs(output: Path) -> Reading:
     earlier one, and where it runs a cell in another way, at another learning rate say, it takes the cell over.
     """
     entries = read_study(output)
-    if not entries:
-        raise ValueError(f"{str(output)!r} lists no studies in study.json; run `resformer compare` into it")
     studies = [Study.read(entry["study"]) for entry in entries]
     folder = Path(output) / "runs"
     encoders = {encoder.id: encoder for study in studies for encoder in study.encoders()}

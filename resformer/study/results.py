@@ -77,12 +77,16 @@ def open_study(output: Path, study: Study, command: str | None = None, file: str
 
 
 def check_output(output: Path) -> None:
-    """Raise `ValueError` if this is no folder to write a study into: it is a file, or holds something else."""
+    """Raise `ValueError` if this is no folder to write a study into: a file, one that holds something else, or a study
+    that cannot be read. One with runs and no study.json is: that is how a damaged one is mended."""
     choose = "choose a new or empty folder, or one that holds a study"
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {str(output)!r} is a file; {choose}")
-    if output.is_dir() and any(output.iterdir()) and not (output / STUDY).is_file():
+    theirs = output.is_dir() and any(output.iterdir()) and not any(output.glob("runs/*/config.json"))
+    if theirs and not (output / STUDY).is_file():
         raise ValueError(f"output {str(output)!r} holds no study (no {STUDY}); {choose}")
+    for entry in read_study(output) if (output / STUDY).is_file() else ():
+        Study.read(entry["study"] if isinstance(entry, dict) and isinstance(entry.get("study"), dict) else {})
 
 
 def add_entries(output: Path, entries: list[dict[str, Any]]) -> None:
@@ -123,10 +127,13 @@ def read_study(output: Path) -> list[dict[str, Any]]:
         what = f"holds no study (no {STUDY})" if output.is_dir() else what
         raise ValueError(f"{str(output)!r} {what}; give the folder of a study, the --output of its `resformer compare`")
     content, problem = _load(path)
-    if problem is None and not isinstance(content.get("studies"), list):
+    if problem is None and not (isinstance(content.get("studies"), list) and content["studies"]):
         problem = "lists no studies"
     if problem:
-        raise ValueError(f"{str(path)!r} {problem}; restore it: the runs beside it are not lost")
+        raise ValueError(
+            f"{str(path)!r} {problem}; remove it, and start `resformer compare` with the study file beside it into the "
+            "same folder: the runs there are not lost"
+        )
     return content["studies"]
 
 

@@ -22,6 +22,7 @@ for study in . init placement rates; do
   if [ -n "$piece" ]; then
     $resformer compare "$here/$study/study.toml" --data "$data" --shard "$piece" --workers 1 --output "$runs/${piece%/*}"
   else
+    [ -e "$runs/0" ] || { echo "$runs has no pieces yet: first bash $0 $data $out 0/2, and so on" >&2; exit 2; }
     $resformer study merge "$runs/all" "$runs"/[0-9]*
     (cd "$runs/all" && tar -c study.json runs/*/result.json) | tar -x -C "$here/$study"
     $resformer report "$here/$study"
