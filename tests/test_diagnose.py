@@ -111,6 +111,24 @@ def test_wrong_arguments(resformer, arguments, message):
     assert message in " ".join(text.split())
 
 
+def test_what_refuses_does_not_stop_the_others(resformer, monkeypatch):
+    """Unless it was asked for by name, or nothing is left."""
+    for name in set(MEASURES) - {"signal_propagation", "shattering"}:
+        monkeypatch.delitem(MEASURES, name)
+    new = ("--depth", 2, "--width", 16, "--texts", 1)
+    code, text = resformer("diagnose", *new)
+    assert code == 0, text
+    assert "shattering was not measured: " in text
+    assert "two of them or more, got 1" in " ".join(text.split())
+    assert "centred states" in text, "of signal_propagation"
+    code, text = resformer("diagnose", *new, "--measure", "signal_propagation", "shattering")
+    assert code == 2
+    assert "two of them or more, got 1" in " ".join(text.split())
+    code, text = resformer("diagnose", "--depth", 1, "--width", 16)
+    assert code == 2
+    assert "needs at least two layers" in " ".join(text.split())
+
+
 def test_labels_that_fit_the_loss(folders):
     """Masked tokens alone, the text itself without padding, or classes in turn."""
     masked = subject(Start(depth=2, width=16))

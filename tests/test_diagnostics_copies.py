@@ -36,6 +36,14 @@ def test_error_follows_the_precision(family, scheme):
     assert precision(model.bfloat16(), inputs).facts["final"] < 0.2  # against the same weights in fp32
 
 
+def test_embeddings_that_are_given_are_rounded_too():
+    model, inputs = subject("bert").float(), given("bert")
+    ids = inputs.pop("input_ids")
+    inputs["inputs_embeds"] = model.get_input_embeddings()(ids).detach().double()
+    found = precision(model, inputs)
+    assert found.column("state") == pytest.approx(precision(model, given("bert")).column("state"), rel=1e-3)
+
+
 def test_an_overflow_in_half_precision():
     model = subject("gpt2").float()
     model.transformer.h[1].mlp.c_proj.weight.data *= 1e6

@@ -80,6 +80,24 @@ def test_mixtures_and_their_product():
     assert rows(measured, "mixture")[0]["error"] == pytest.approx(error)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_mixtures_of_padding_do_not_count(family):
+    model, inputs = subject(family, "hyper_connections", dynamic=True), given(family)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["attention_mask"][0, -2:] = 0
+    if family == "t5":
+        inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    found = gates(model, inputs)
+    other = inputs | {"input_ids": inputs["input_ids"].clone()}
+    other["input_ids"][0, -2:] = (other["input_ids"][0, -2:] + 1) % 7
+    again = gates(model, other)
+    gains = [name for name in found.facts if "mix_gain" in name]
+    assert len(gains) == (2 if family == "t5" else 1)
+    assert [again.facts[name] for name in gains] == pytest.approx([found.facts[name] for name in gains], rel=1e-9)
+    for one, two in zip(rows(found, "mixture"), rows(again, "mixture"), strict=True):
+        assert one["error"] == pytest.approx(two["error"], rel=1e-9)
+
+
 def test_sinkhorn_error():
     logits = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert sum_error(sinkhorn(logits, 1)) > 1e-3

@@ -93,6 +93,42 @@ def test_wrong_batches(name):
         measure(model, {name: value[:0] for name, value in batch(labels=True).items()})
 
 
+WRONG = [
+    ({"input_ids": [[1, 2]]}, "'input_ids' of the batch is a list; give a tensor"),
+    ({"input_ids": torch.tensor([1, 2])}, r"'input_ids' of the batch must be of \(texts, tokens\), got \(2,\)"),
+    ({"attention_mask": torch.ones(2, 3)}, "'attention_mask' of the batch must be of the 2 texts and"),
+    ({"labels": torch.tensor([0])}, r"'input_ids' of the batch is of 2 texts, 'labels' has the shape \(1,\)"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_wrong_values_in_a_batch(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        MEASURES["gradient_flow"](subject("bert"), given("bert") | wrong)
+
+
+@pytest.mark.parametrize("name", ["gradient_flow", "lesion", "paths", "update_size"])
+def test_labels_that_leave_nothing_to_predict(name):
+    inputs = given("gpt2")
+    inputs["labels"] = torch.full_like(inputs["labels"], -100)
+    with pytest.raises(ValueError, match="the labels leave nothing to predict: they are -100 throughout"):
+        MEASURES[name](subject("gpt2"), inputs)
+
+
+def test_inference_mode_is_left_for_the_while():
+    model, inputs = subject("bert", layers=2), given("bert")
+    expected = {name: MEASURES[name](model, inputs).to_json() for name in MEASURES}
+    with torch.inference_mode():
+        for name, measure in MEASURES.items():
+            assert measure(model, inputs).to_json() == expected[name]
+        assert torch.is_inference_mode_enabled()
+        made, other = {name: value.clone() for name, value in inputs.items()}, subject("bert", layers=2)
+    with pytest.raises(ValueError, match=r"of the batch was made under torch\.inference_mode"):
+        MEASURES["gradient_flow"](model, made)
+    with pytest.raises(ValueError, match=r"weights of this .* were made under torch\.inference_mode"):
+        MEASURES["gradient_flow"](other, inputs)
+
+
 @pytest.mark.parametrize("name", MEASURES)
 def test_too_few_layers_and_no_layers(name):
     shallow = tiny_host("bert", AutoModelForSequenceClassification, layers=1)

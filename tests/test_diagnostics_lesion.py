@@ -7,8 +7,10 @@ import torch
 from diagnosed import given, subject
 from scipy.stats import kendalltau
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from resformer.diagnostics.lesion import lesion, tau
+from resformer.testing.hosts import tiny_host
 
 LAYERS = {"bert": "bert.encoder.layer", "gpt2": "transformer.h", "llama": "model.layers"}
 LAST = {
@@ -113,6 +115,19 @@ def test_several_batches_are_weighted_by_their_labels():
     expected = (2 * loss(model, one) + loss(model, two)) / 3
     assert lesion(model, [one, two], draws=0).facts["loss"] == pytest.approx(expected, rel=1e-12)
     assert lesion(model, one, draws=1, seed=3).to_csv() == lesion(model, one, draws=1, seed=3).to_csv()
+
+
+def test_of_the_labels_of_a_causal_model_the_first_does_not_count():
+    causal = tiny_host("gpt2", AutoModelForCausalLM)
+    one = given("gpt2")
+    two = {name: value[:1] for name, value in one.items()}
+    for batch in (one, two):
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    two["labels"] = two["labels"].clone()
+    two["labels"][:, 2:] = -100  # of two labels nothing predicts the first
+    number = int((one["labels"][:, 1:] != -100).sum())
+    expected = (number * loss(causal, one) + loss(causal, two)) / (number + 1)
+    assert lesion(causal, [one, two], draws=0).facts["loss"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_layers_below_a_lesion_are_not_run_again():

@@ -7,6 +7,7 @@ import torch
 from diagnosed import given, subject
 
 from resformer.diagnostics.shattered_nets import (
+    NETS,
     Line,
     autocorrelation,
     brown_noise,
@@ -121,6 +122,13 @@ def test_correlations_need_two_texts():
         shattering(subject("bert"), one)
     with pytest.raises(ValueError, match="samples must be a whole number of at least 1, got 0"):
         shattering(subject("bert"), given("bert"), samples=0)
+
+
+def test_without_norms_the_first_layers_follow_the_law():
+    """2^-L for plain nets, (3/4)^L for residual ones."""
+    measured = shattered_nets({"plain": NETS["plain"], "residual": NETS["residual"]}, (1,), seeds=range(3))
+    assert measured.column("correlation") == pytest.approx([1 / 2, 3 / 4], abs=0.03)
+    assert None not in measured.column("line")
 
 
 def test_small_nets_by_name():

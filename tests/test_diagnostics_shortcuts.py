@@ -52,6 +52,17 @@ def test_exact_in_single_precision(family):
     assert decomposition(subject(family).float(), given(family)).facts["apart"] < 2e-7
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scheme", [None, "deepnorm", "sub_ln"])
+def test_low_precision_is_rounding_and_no_other_norm(scheme, dtype):
+    """Shares as in double precision, up to the unit of the type."""
+    model, inputs = subject("bert"), given("bert")
+    if scheme is not None:
+        resformer.patch(model, scheme, init="paper")
+    exact, rounded = decomposition(model, inputs), decomposition(model.to(dtype), inputs)
+    assert rounded.column("share") == pytest.approx(exact.column("share"), abs=8 * torch.finfo(dtype).eps)
+
+
 def test_a_post_ln_host_with_frozen_norms():
     """Older terms are centred, divided and multiplied by each later norm as it stood; biases make up the rest."""
     model, inputs = subject("bert"), given("bert")
@@ -104,12 +115,13 @@ def test_a_history_by_its_weights():
     assert measured.column("gain") == pytest.approx([abs(float(w)) for w in x], rel=1e-9)
 
 
+@pytest.mark.parametrize("gain", [1.0, 1e-3])
 @pytest.mark.parametrize("norm", [nn.LayerNorm(10, eps=0.1), nn.RMSNorm(10, eps=0.1), nn.LayerNorm(10, bias=False)])
-def test_frozen_norms_are_linear_and_agree(norm):
+def test_frozen_norms_are_linear_and_agree(norm, gain):
     torch.manual_seed(0)
     norm = norm.double()
     for p in norm.parameters():
-        p.data = torch.randn(10, dtype=torch.float64)
+        p.data = gain * torch.randn(10, dtype=torch.float64)
     z, shifts = torch.randn(2, 3, 10, dtype=torch.float64, requires_grad=True), []
     out = freeze(norm, z, shifts=shifts)
     torch.testing.assert_close(out, norm(z))

@@ -77,7 +77,7 @@ def test_every_claim_says_what_it_is(one):
     assert "\n\n" in one.statement, "the claim, then the protocol"
     assert any(char.isdigit() for char in one.source + one.reference)
     assert one.laws
-    assert one.seeds >= 10 or one.name == "shortcut_product"
+    assert one.seeds >= 10
     assert all(axis for axis in one.axes)
     assert any(not law.popular for law in one.laws)
 

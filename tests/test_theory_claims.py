@@ -1,10 +1,13 @@
 """What the claims measure with, on networks for which the answer is known."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from resformer.diagnostics.small_nets import perceptrons, transformer
+from resformer.theory.claim import find_claim
 from resformer.theory.claims import (
     decomposition,
     ensemble,
@@ -80,6 +83,19 @@ def test_how_far_the_output_moves():
     found = update_growth.moved(net, x, net(x), [net.weight], [step])
     assert found == pytest.approx((x @ step.T).square().mean().item(), rel=1e-5)
     assert torch.equal(net.weight, before)
+
+
+def test_a_bend_tells_a_logarithm_from_powers():
+    """And the tolerances of the laws lie between: a root and a constant hold to none of them."""
+    laws = {law.quantity: law for law in find_claim("update_growth").laws}
+    straight = laws["pre-LN, random change: bend from a + b ln L"]
+    for power, expected in ((0.5, 1 / 3), (1.0, 0.6)):
+        found = update_growth.bend([depth**power for depth in update_growth.DEPTHS])
+        assert found == pytest.approx(expected)
+        assert not straight.holds(found)
+    assert update_growth.bend([2 + 3 * math.log(depth) for depth in update_growth.DEPTHS]) == pytest.approx(0.0)
+    linear = laws["feed-forwards in post-LN, random: exponent"]
+    assert not any(linear.holds(power) for power in (0.0, 0.5, 1.5))
 
 
 def test_rank_of_a_rotation():

@@ -27,7 +27,10 @@ def diagnose(
     seed: Annotated[int, typer.Option(help="Of what is drawn: new weights, masks.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for tables and pictures: JSON, CSV, SVG.")] = None,
 ) -> None:
-    """Measure how signals and gradients travel through a model, patched or not."""
+    """Measure how signals and gradients travel through a model, patched or not.
+
+    Without --measure, one that refuses the model or the texts says why, and the others go on.
+    """
     from resformer.diagnosing import subject
     from resformer.diagnostics.measures import MEASURES
 
@@ -37,8 +40,16 @@ def diagnose(
     quiet()
     seen = subject(start, task=task, data=data, texts=texts, max_length=max_length, column=column, seed=seed, say=say)
     typer.echo(lines(str(seen)))
+    refused: list[ValueError] = []
     for name in dict.fromkeys(measure or MEASURES):
-        measured = MEASURES[name](seen.model, seen.batch)
+        try:
+            measured = MEASURES[name](seen.model, seen.batch)
+        except ValueError as error:
+            refused.append(error)
+            if measure or len(refused) == len(MEASURES):  # asked for by name, or none is left
+                raise
+            typer.echo("\n" + lines(f"{name} was not measured: {error}"))
+            continue
         typer.echo()
         show(measured.shown())
         if output is not None:

@@ -63,10 +63,12 @@ def gates(model: nn.Module, batch: Batch) -> Measured:
             at = place[id(scheme)]
             for name, value in coefficients.items():
                 known = "mixture" if name == "mix" else name  # a parameter that it is made of may be called mix
-                rows.append(_key(at, known) | _values(value, _tokens(host, at, batch, value)))
-                if name == "mix":
-                    rows[-1]["error"] = sum_error(value)
-                    products[at.name] = value @ products[at.name] if at.name in products else value
+                mask = _tokens(host, at, batch, value)
+                real = value if mask is None else value[mask]
+                rows.append(_key(at, known) | _values(real))
+                if name == "mix" and real.numel():
+                    rows[-1]["error"] = sum_error(real)
+                    products[at.name] = real @ products[at.name] if at.name in products else real
 
         def see(one: Seen) -> None:
             if row := _streams(one, text(host, one.at.stack, batch, one.read)):
@@ -95,19 +97,19 @@ def _key(at: Connection, name: str) -> Row:
 
 
 def _parameters(at: Connection) -> list[Row]:
-    return [_key(at, name) | _values(p.detach(), None) for name, p in at.scheme.named_parameters()]
+    return [_key(at, name) | _values(p.detach()) for name, p in at.scheme.named_parameters()]
 
 
 def _tokens(host: Host, at: Connection, batch: Batch, value: Tensor) -> Tensor | None:
     """(B T), True where a coefficient is of text, for those that there is one of for each token."""
     states = value.flatten(2) if value.ndim > 3 else value
-    mask = batch.get("attention_mask")
-    by_token = isinstance(mask, Tensor) and value.shape[:2] == mask.shape
+    given = [batch.get(name) for name in ("attention_mask", "decoder_attention_mask", "labels")]
+    by_token = any(isinstance(one, Tensor) and value.shape[:2] == one.shape for one in given)
     return text(host, at.stack, batch, states) if by_token and states.ndim == 3 else None
 
 
-def _values(value: Tensor, mask: Tensor | None) -> Row:
-    flat = wide(value if mask is None else value[mask]).flatten()
+def _values(value: Tensor) -> Row:
+    flat = wide(value).flatten()
     if not len(flat):
         return {}
     spread = float(flat.std(unbiased=False))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from resformer.diagnostics.measured import Column, Measured, Row
 from resformer.diagnostics.observe import Batch, check_batch, check_depth, check_loss, loss_of, observed, watching
@@ -19,6 +20,7 @@ from resformer.host import Host, HostStack
 from resformer.schemes.base import Branch, Norm, Stream
 from resformer.sites import Connection, Step, connections, intercepted
 
+CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 Key = tuple[str, int, str]
 Outputs = dict[tuple[str, int], Any]  # what a layer hands on, by stack and number
 
@@ -53,9 +55,9 @@ def lesion(
     tau = 1 - 4 inversions / (n (n - 1)) of the new order of the n layers. Both for 1, 2, 4 ... layers or pairs up to
     half of the stack, `draws` times each; 0 leaves them out.
 
-    The batch is one, or a list, whose losses are averaged, each weighted by its number of labels. One forward pass of
-    each batch for each row, two where branch and connection differ; of a single batch only from the first layer on
-    that changes, since what the layers below hand on is kept. Evaluation mode.
+    The batch is one, or a list, whose losses are averaged, each weighted by how many labels it is the mean of. One
+    forward pass of each batch for each row, two where branch and connection differ; of a single batch only from the
+    first layer on that changes, since what the layers below hand on is kept. Evaluation mode.
 
     facts: the `loss` of the whole model; by stack the `median` and `largest` change over blocks, means over draws by
     number for `random` and `permuted`. Layers that differ from the last one in their weights' names keep their place
@@ -80,12 +82,12 @@ def lesion(
         forms: dict[Key, tuple[Any, Any]] = {}
         kept: Outputs = {}
         with intercepted(host, _forms(forms)), watching(host), _keeping(host, kept, len(batches) == 1):
-            whole = _loss(model, batches)
+            whole = _loss(model, batches, finite=True)
         facts: dict[str, Any] = {"loss": whole}
 
         def change(around: Any, stack: HostStack, first: int) -> float:
             with around, _repeated(host, stack, first, kept):
-                return _loss(model, batches) - whole
+                return _loss(model, batches, finite=False) - whole
 
         for stack in host.stacks:
             ours = [at for at in connections(host) if at.stack is stack and at.key in forms]
@@ -113,17 +115,18 @@ def _means(rows: list[Row], by: str) -> dict[str, float]:
     return {str(n): fmean(row["change"] for row in rows if row[by] == n) for n in sorted({row[by] for row in rows})}
 
 
-def _loss(model: nn.Module, batches: list[Batch]) -> float:
-    weights = [_labels(one) for one in batches]
-    losses = [float(loss_of(model, one)) for one in batches]
+def _loss(model: nn.Module, batches: list[Batch], *, finite: bool) -> float:
+    weights = [_labels(model, one) for one in batches]
+    losses = [float(loss_of(model, one, finite=finite)) for one in batches]
     return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
 
 
-def _labels(batch: Batch) -> int:
-    """How many labels a loss is the mean of."""
+def _labels(model: nn.Module, batch: Batch) -> int:
+    """How many labels a loss is the mean of; a causal model shifts them, so that nothing predicts the first ones."""
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point():
-        return max(1, int((labels != -100).sum()))
+        causal = any(one.__name__ in CAUSAL for one in type(model).__mro__)
+        return max(1, int((labels[:, 1:] if causal else labels).ne(-100).sum()))
     return len(next(value for value in batch.values() if isinstance(value, Tensor)))
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ from resformer.schemes.base import Branch, Norm, Stream
 from resformer.sites import Connection, Step, after_layers, carried, connections, intercepted, readable, within_reach
 
 Batch = Mapping[str, Any]
+FORMS = {"input_ids": (2, "(texts, tokens)"), "inputs_embeds": (3, "(texts, tokens, width)")}
+MASKS = {"attention_mask": ("input_ids", "inputs_embeds"), "token_type_ids": ("input_ids", "inputs_embeds")}
 TARGETS = ("labels", "start_positions", "end_positions", "next_sentence_label", "label")
 
 
@@ -51,11 +54,12 @@ def observed(model: nn.Module, batch: Batch, *, gradients: bool = False) -> Iter
     gradients: have all parameters require theirs, since a frozen embedding would cut the graph; else none is computed.
 
     Afterwards its weights, mode, hooks, `requires_grad` and the random states are what they were. Raises a ValueError
-    for a batch that the model cannot take, and as `within_reach` does.
+    for a batch that the model cannot take, weights made under torch.inference_mode, and as `within_reach` does.
     """
     check_batch(model, batch)
     required = [(p, p.requires_grad) for p in model.parameters()]
     with ExitStack() as around:
+        around.enter_context(torch.inference_mode(False))  # in which nothing would have a gradient
         around.enter_context(_configs_kept(model))
         host = around.enter_context(within_reach(model))
         around.enter_context(in_mode(model, False))
@@ -83,7 +87,12 @@ def _configs_kept(model: nn.Module) -> Iterator[None]:
 
 
 def check_batch(model: nn.Module, batch: Any) -> None:
-    """A `ValueError` for what is no batch of this model."""
+    """A `ValueError` for what is no batch of this model, and a model that can have no gradients."""
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError(
+            f"the weights of this {type(model).__name__} were made under torch.inference_mode, so that they have no "
+            "gradients; build or load it outside of it"
+        )
     if not isinstance(batch, Mapping) or not batch:
         raise ValueError(f"a batch maps the names of the model's arguments to tensors, got {batch!r:.60}")
     parameters = inspect.signature(model.forward).parameters.values()
@@ -91,8 +100,48 @@ def check_batch(model: nn.Module, batch: Any) -> None:
     for name in batch:
         if name not in names:
             raise unknown("key", name, names, of=f"the batch, for a {type(model).__name__}")
+    for name, value in batch.items():
+        _check_value(name, value)
     if any(isinstance(value, Tensor) and value.ndim and not len(value) for value in batch.values()):
         raise ValueError("the batch is empty; give at least one text")
+    _check_shapes(batch)
+
+
+def _check_value(name: str, value: Any) -> None:
+    if isinstance(value, (list, tuple, np.ndarray)):
+        raise ValueError(
+            f"{name!r} of the batch is a {type(value).__name__}; give a tensor, which tokenizers make with "
+            'padding=True and return_tensors="pt"'
+        )
+    if isinstance(value, Tensor) and value.is_inference():
+        raise ValueError(
+            f"{name!r} of the batch was made under torch.inference_mode, and no gradient can pass what was; make the "
+            "batch outside of it, or under torch.no_grad"
+        )
+
+
+def _check_shapes(batch: Batch) -> None:
+    """A `ValueError` where what a model is given of each text or token is not of the same texts and tokens."""
+    shapes = {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, Tensor)}
+    for name, (axes, form) in FORMS.items():
+        if name in shapes and len(shapes[name]) < axes:
+            raise ValueError(f"{name!r} of the batch must be of {form}, got {shapes[name]}; one text is a batch of 1")
+    first = next((name for name in FORMS if name in shapes), None)
+    if first is None:
+        return
+    for name in (*FORMS, *MASKS, *TARGETS):
+        if name in shapes and shapes[name][:1] != shapes[first][:1]:
+            raise ValueError(
+                f"{first!r} of the batch is of {shapes[first][0]} texts, {name!r} has the shape {shapes[name]}; both "
+                "need the same texts in their first dimension"
+            )
+    for mask, of in MASKS.items():
+        tokens = next((shapes[name][:2] for name in of if name in shapes), None)
+        if tokens and len(shapes.get(mask, ())) == 2 and shapes[mask] != tokens:
+            raise ValueError(
+                f"{mask!r} of the batch must be of the {tokens[0]} texts and {tokens[1]} tokens that it masks, got "
+                f"{shapes[mask]}"
+            )
 
 
 def check_depth(host: Host, what: str) -> None:
@@ -113,12 +162,25 @@ def check_loss(model: nn.Module, batch: Batch) -> None:
         raise ValueError(f"the batch has no {' or '.join(repr(n) for n in sorted(names))}, so there is no loss")
 
 
-def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-    """The loss of a batch; a `ValueError` if there is none."""
+def loss_of(model: nn.Module, batch: Batch, *, finite: bool = True) -> Tensor:
+    """The loss of a batch; a `ValueError` if there is none, and unless it may be, where it is NaN or infinite."""
     output = model(**batch)
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(f"this {type(model).__name__} gives no loss for a batch with {', '.join(batch)}")
+    if finite and not bool(loss.isfinite()):
+        labels = batch.get("labels")
+        if isinstance(labels, Tensor) and labels.ndim > 1:
+            labels = labels[:, 1:]  # a causal model has nothing that predicts the first
+        if isinstance(labels, Tensor) and not labels.is_floating_point() and bool((labels == -100).all()):
+            raise ValueError(
+                f"the loss is {float(loss)}, since the labels leave nothing to predict: they are -100 throughout; give "
+                "some tokens their own number as a label, or more or longer texts"
+            )
+        raise ValueError(
+            f"the loss is {float(loss)} though all states of the layers are finite; look at the labels and the head, "
+            "or load the model with dtype=torch.float32"
+        )
     return loss
 
 

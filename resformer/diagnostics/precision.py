@@ -35,13 +35,15 @@ COLUMNS = (
 )
 
 
+@torch.inference_mode(False)  # in which copies would be of tensors that take no part in gradients
 @torch.no_grad()
 def precision(model: nn.Module, batch: Batch, *, dtype: torch.dtype = torch.bfloat16) -> Measured:
     """Relative error of the states when weights and activations are in bf16, by layer and site.
 
     With x in the model's own precision, or in fp32 if that is lower, and x' of a copy in `dtype`, both with the same
-    inputs: state = ‖x' - x‖ / ‖x‖ for what the branch of a site reads, branch the same for what it gives, error =
-    RMS(x' - x); over at most 1024 tokens, evenly spaced over the text. A row "end" has what leaves the stack.
+    inputs (embeddings that are given rounded as the weights are): state = ‖x' - x‖ / ‖x‖ for what the branch of a site
+    reads, branch the same for what it gives, error = RMS(x' - x); over at most 1024 tokens, evenly spaced over the
+    text. A row "end" has what leaves the stack.
 
     facts, for each stack: `final`, the error of the end; `power`, the slope of log state against log(1 + l) over sites,
     l in layers: 1/2 where roundings of equal size add up independently, 0 where the stream forgets them; `unit`, half
@@ -94,7 +96,11 @@ def _states(
         if layer == len(stack.layers) - 1:
             ends[stack.spec.name] = sampled(state, text(host, stack, batch, state), SAMPLE)
 
-    given = {name: value for name, value in batch.items() if name != "labels" or not value.is_floating_point()}
+    own = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    given = {
+        name: value.to(own) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in batch.items()
+    }
     with observed(model, given) as host:
         with watching(host, see, left):
             model(**given)

@@ -6,7 +6,7 @@ Letters: R nets, P points of a grid, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -21,8 +21,14 @@ from resformer.errors import unknown
 from resformer.spelling import parse_scheme
 
 POINTS, LAG, INPUTS = 256, 5, 128
-NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": BatchNorm, "layer": nn.LayerNorm}
+NORMS: dict[str, dict[str, Any]] = {
+    "none": {"placement": "none"},
+    "batch": {"norm": BatchNorm, "placement": "pre"},
+    "layer": {"norm": nn.LayerNorm, "placement": "pre"},
+}
 NETS = {
+    "plain": ("plain", "none"),
+    "residual": ("scaled", "none"),
     "plain + BN": ("plain", "batch"),
     "plain + LN": ("plain", "layer"),
     "residual + BN": ("scaled", "batch"),
@@ -48,11 +54,13 @@ def shattered_nets(
 
     x ← W ReLU(N(x)) or x ← x + β W ReLU(N(x)), W ~ N(0, 2 / D), at initialisation; batch statistics are constants for
     the gradient. correlation = mean over pairs of 128 Gaussian inputs of the cosine of their gradients, mean over nets,
-    one a seed: 2^-L for "plain + BN", (1 + β² L)^-½ for "residual + BN" while β² L is small. line: f: R -> R on 256
-    points of [-2, 2], the autocorrelation of df/dx at 5 points: 0 for white noise, near 1 for brown;
-    with batch norm alone, since centred points of a line differ in length, and LayerNorm makes a step of them.
+    one a seed: 2^-L for "plain + BN", (1 + β² L)^-½ for "residual + BN" while β² L is small. Without norms the laws are
+    2^-L for "plain" and (3/4)^L for "residual", for the first layers: deeper down inputs that nothing centres have
+    drifted to a common direction, and gradients keep more in common. line: f: R -> R on 256 points of [-2, 2], the
+    autocorrelation of df/dx at 5 points: 0 for white noise, near 1 for brown; not with LayerNorm, which makes a step of
+    the points of a line.
 
-    nets: by name, a scheme as on the command line and "batch" or "layer", the norm.
+    nets: by name, a scheme as on the command line and the norm: "none", "batch" or "layer".
 
     facts: by net `rate`, the factor of the correlation per sublayer over depths where it is above 0, ½ in Balduzzi's
     law for plain nets. Raises a ValueError for unknown schemes and norms, and without seeds or depths.
@@ -67,14 +75,14 @@ def shattered_nets(
         if kind not in NORMS:
             raise unknown("norm", kind, NORMS)
         scheme, options = parse_scheme(spelled)
-        options = options | {"norm": NORMS[kind], "placement": "pre"}
+        options = options | NORMS[kind]
         for depth in depths:
             found, lines = [], []
             for seed in seeds:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
                     found.append(net_correlation(depth, width, scheme, INPUTS, **options))
-                    if kind == "batch":
+                    if kind != "layer":
                         line = line_gradient(Line(perceptrons(depth, width, scheme, **options), width), POINTS)
                         lines.append(line / line.std())  # else the largest net speaks for all
             row: Row = {"net": name, "depth": depth, "correlation": fmean(found)}

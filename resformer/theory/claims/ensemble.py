@@ -13,7 +13,6 @@ from resformer.theory.claim import Curve, Law, Measured, register
 from resformer.theory.teacher import Classifier, Examples, cross_entropy, train
 
 DEPTH, SIZE, STEPS, RATE, SUBSETS = 16, 4096, 250, 1e-3, 4
-FEW = "the paper's share is of a ResNet of 54 blocks; a net of 16 blocks has few lengths, and most paths count"
 
 
 @register(
@@ -27,7 +26,6 @@ FEW = "the paper's share is of a ResNet of 54 blocks; a net of 16 blocks has few
         Law("residual: largest loss by one more, of all", 0.3, 0.1, spread=0.092, relation="≤"),
         Law("residual: gradient kept per branch on a path", 0.7, 0.0, spread=0.034, relation="≤"),
         Law("residual: effective length over n/2", 0.8, 0.0, spread=0.022, relation="≤"),
-        Law("residual: share of paths that count", 0.0045, 0.1, spread=0.054, popular=FEW),
     ),
     seconds=8,
     axes=("blocks deleted", "accuracy"),
@@ -38,7 +36,8 @@ def measure(seeds: Sequence[int]) -> Measured:
 
     Perceptrons of 16 blocks and width 32 in pre-LN and without shortcuts, trained alike (250 steps of Adam on the
     labels of a random teacher; both learn), held-out accuracy less ½ as a share of what it was; mean over single
-    blocks, and over 4 random sets of each size. Gradients along random paths of each length, at the input.
+    blocks, and over 4 random sets of each size. Gradients along random paths of each length, at the input. (Which share
+    of the paths counts is no law: 0.45 % in the paper's ResNet of 54 blocks, most in a net of 16.)
     """
     examples = Examples(seeds, SIZE)
     values: dict[str, list[float]] = {}
@@ -57,7 +56,6 @@ def measure(seeds: Sequence[int]) -> Measured:
             paths = [along_paths(*case[:3]) for case in cases]
             values["residual: gradient kept per branch on a path"] = [one.decay() for one in paths]
             values["residual: effective length over n/2"] = [2 * one.effective_length() / DEPTH for one in paths]
-            values["residual: share of paths that count"] = [one.effective_paths() for one in paths]
     return Measured(values, curves)
 
 

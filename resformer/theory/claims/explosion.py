@@ -17,8 +17,9 @@ NORMS = "without norms each branch adds as much again, and E|g|² = 2^L; a norm,
 
 @register(
     "explosion",
-    "He 2016",
-    "the argument of He et al. 2016, arXiv:1603.05027; E|g|² = 2^L: Balduzzi et al. 2017, arXiv:1702.08591",
+    "Balduzzi 2017",
+    "E|g|² = 2^L: Balduzzi et al. 2017, arXiv:1702.08591; the argument behind what is often claimed: He et al. 2016, "
+    "arXiv:1603.05027, equation 5",
     (
         Law("no norm: log2 of E|g|² per sublayer", 1.0, 0.04, spread=0.024),
         Law("no norm: growth per sublayer, bounded", 0.0, 0.1, spread=0.024, popular=NORMS),

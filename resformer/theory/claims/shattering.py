@@ -10,8 +10,8 @@ from resformer.theory.claim import Law, Lines, Values, each, register
 DEPTHS = (2, 4, 8, 24, 50)
 INPUTS, WIDTH = 128, 256
 UNCENTRED = (
-    "2^-L needs inputs that are centred over the batch at every layer, as BatchNorm does; LayerNorm does not, and the "
-    "inputs drift to a common direction"
+    "the laws need inputs that are centred over the batch at every layer, as BatchNorm does; without it, and with "
+    "LayerNorm, the inputs drift to a common direction"
 )
 SMALL_BETA = "the square root holds while β² L is small; with β = 1 the correlation falls faster, about as L^-0.6"
 STEP = "LayerNorm does not centre over the batch: gradients keep more in common, and fall as about L^-0.3"
@@ -31,6 +31,8 @@ STEP = "LayerNorm does not centre over the batch: gradients keep more in common,
         Law("residual + BN, β=0.1, L=50: (1 + β² L)^-½", (1 + 0.01 * 50) ** -0.5, 0.03, spread=0.013),
         Law("residual + BN, β=1, L=4: (1 + β² L)^-½", 5**-0.5, 0.05, spread=0.018),
         Law("residual + BN, β=1, L=50: (1 + β² L)^-½", 51**-0.5, 0.03, spread=0.012, popular=SMALL_BETA),
+        Law("residual, no norm, L=2: (3/4)^L", 0.75**2, 0.04, spread=0.017),
+        Law("residual, no norm, L=8: (3/4)^L", 0.75**8, 0.04, spread=0.021, popular=UNCENTRED),
         Law("residual + LN, β=1: exponent of L", -0.5, 0.1, spread=0.019, popular=STEP),
         Law("plain + LN, L=8: 2^-L", 2.0**-8, 0.02, spread=0.013, popular=UNCENTRED),
     ),
@@ -40,8 +42,8 @@ STEP = "LayerNorm does not centre over the batch: gradients keep more in common,
 )
 @each
 def measure(seed: int) -> tuple[Values, Lines]:
-    """Gradients of two inputs become unrelated with depth: their correlation is 2^-L without shortcuts, and
-    (1 + β² L)^-½ with branches of strength β.
+    """Gradients of two inputs become unrelated with depth: their correlation is 2^-L without shortcuts, (3/4)^L with
+    them, and with batch norm and branches of strength β (1 + β² L)^-½.
 
     x ← W ReLU(N(x)) against x ← x + β W ReLU(N(x)) of width 256, W ~ N(0, 2 / D), 128 Gaussian inputs, at
     initialisation; batch statistics are constants for the gradient; mean cosine over all pairs.
@@ -51,6 +53,7 @@ def measure(seed: int) -> tuple[Values, Lines]:
         "plain + BN": ("plain", batch),
         "residual + BN, β=1": ("scaled", batch),
         "residual + BN, β=0.1": ("scaled", batch | {"branch": 0.1}),
+        "residual, no norm": ("scaled", {"placement": "none"}),
         "plain + LN": ("plain", {"placement": "pre"}),
         "residual + LN, β=1": ("scaled", {"placement": "pre"}),
     }
@@ -59,7 +62,7 @@ def measure(seed: int) -> tuple[Values, Lines]:
     for name, (scheme, options) in nets.items():
         found = [correlation(depth, scheme, options) for depth in DEPTHS]
         for depth, one in zip(DEPTHS, found, strict=True):
-            law = "(1 + β² L)^-½" if "β" in name else "2^-L"
+            law = "(1 + β² L)^-½" if "β" in name else "(3/4)^L" if "residual" in name else "2^-L"
             values[f"{name}, L={depth}: {law}"] = one
         curves[name] = (DEPTHS, found)
         if name.startswith("residual + LN"):

@@ -25,7 +25,6 @@ RETURN = (
         Law("λ=0.9, pre-LN: gain per sublayer", 0.9, 0.03, spread=0.0083, popular=RETURN),
         Law("λ=0.5, pre-LN: gain per sublayer", 0.5, 0.1, spread=0.017, popular=RETURN),
     ),
-    seeds=5,  # which hardly differ
     seconds=2,
     axes=("factor of the shortcut λ", "gain of the gradient per sublayer"),
 )

@@ -1,4 +1,4 @@
-"""How the stream grows with depth: linearly in pre-LN, hardly with scaled norms, not at all in post-LN."""
+"""How the stream grows with depth: linearly in pre-LN, far more slowly with scaled norms, not at all in post-LN."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ LAYERS, WIDTH, BATCH, TOKENS, FIRST = 48, 64, 4, 16, 4
 @each
 def measure(seed: int) -> tuple[Values, Lines]:
     """The variance of a pre-LN stream grows with depth, so that late branches count for little; norms scaled by 1/√l
-    keep it from growing.
+    slow that down.
 
     Transformers of 48 layers and width 64, W_Q = W_K = 0, Xavier, Gaussian tokens, at initialisation; exponents over
     the layers 4 to 48. In training the growth can become exponential (Sun et al.); that is not measured here.
