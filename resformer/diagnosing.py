@@ -74,8 +74,8 @@ class Subject:
         tokens = int(self.batch.get("attention_mask", torch.ones_like(ids)).sum())
         how = f"patched with {scheme}" if scheme else "not patched"
         return (
-            f"{type(self.model).__name__} (family {host.family.name}, {depth} layers, {how}), on {len(ids)} texts of "
-            f"{tokens} tokens; {self.loss}"
+            f"{type(self.model).__name__} (family {host.family.name}, {depth} layers, {how}), on {len(ids)} "
+            f"text{'s' * (len(ids) > 1)}, {tokens} tokens in all; {self.loss}"
         )
 
 
@@ -102,6 +102,8 @@ def subject(
     """
     if texts < 1:
         raise ValueError(f"texts must be at least 1, got {texts}")
+    if max_length < 3:
+        raise ValueError(f"max_length must be at least 3, one token between those of begin and end; got {max_length}")
     if task is not None and task not in TASKS:
         raise unknown("task", task, TASKS, hint="`resformer data` lists them.")
     if task is not None:

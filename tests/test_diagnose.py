@@ -101,6 +101,8 @@ def test_texts_of_a_file_and_of_a_task(resformer, tmp_path):
         (("--depth", 2, "--width", 16, "--task", "sentimen"), "unknown task 'sentimen'"),
         (("--depth", 1, "--width", 16, "--measure", "gradient_flow"), "needs at least two layers"),
         (("--depth", 2, "--width", 16, "--texts", 0), "texts must be at least 1, got 0"),
+        (("--depth", 2, "--width", 16, "--max-length", 2), "max_length must be at least 3"),
+        (("--depth", 2, "--width", 16, "--output", __file__), "is a file; give a folder"),
         (("--depth", 2, "--width", 16, "--data", "none.txt"), "none.txt"),
         (("nowhere", "--depth", 2), "are both given"),
     ],
@@ -109,6 +111,15 @@ def test_wrong_arguments(resformer, arguments, message):
     code, text = resformer("diagnose", *arguments)
     assert code == 2
     assert message in " ".join(text.split())
+
+
+def test_a_folder_without_a_tokenizer_is_refused(resformer, folders, tmp_path):
+    """T5's, too, of which transformers makes one of nothing."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folders / "t5" / name).read_bytes())
+    code, text = resformer("diagnose", tmp_path)
+    assert code == 2
+    assert "holds no tokenizer; save it there" in " ".join(text.split())
 
 
 def test_what_refuses_does_not_stop_the_others(resformer, monkeypatch):

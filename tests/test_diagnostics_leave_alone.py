@@ -97,6 +97,7 @@ WRONG = [
     ({"input_ids": [[1, 2]]}, "'input_ids' of the batch is a list; give a tensor"),
     ({"input_ids": torch.tensor([1, 2])}, r"'input_ids' of the batch must be of \(texts, tokens\), got \(2,\)"),
     ({"attention_mask": torch.ones(2, 3)}, "'attention_mask' of the batch must be of the 2 texts and"),
+    ({"attention_mask": torch.tensor([[1] * 9, [0] * 9])}, "'attention_mask' of the batch hides all tokens of text 1"),
     ({"labels": torch.tensor([0])}, r"'input_ids' of the batch is of 2 texts, 'labels' has the shape \(1,\)"),
 ]
 

@@ -70,7 +70,7 @@ def test_the_picture_is_the_same_each_time(tmp_path):
     assert one.plot() == one.plot()
     texts = [element.text for element in ElementTree.fromstring(one.plot()).iter() if element.tag.endswith("text")]
     assert {"size (m)", "share", "alike", "layer", "attn", "ffn"} <= set(texts)
-    paths = one.save(tmp_path / "new")
+    paths = one.save(str(tmp_path / "new"))
     assert sorted(path.name for path in paths) == ["things.csv", "things.json", "things.svg"]
     assert (tmp_path / "new" / "things.svg").read_text() == one.plot()
 

@@ -104,10 +104,11 @@ class Advice:
                 writer.writerow([row.scheme, row.rank, row.best, row.worst, seed, *own])
         return out.getvalue()
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: str | Path) -> list[Path]:
         """Write advice.json, advice.csv and advice.svg into a folder, made where it is not there; their paths."""
         from resformer.advice.shown import picture
 
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         texts = {"json": self.to_json(), "csv": self.to_csv(), "svg": picture(self)}
         for ending, text in texts.items():

@@ -23,17 +23,18 @@ LINE = 0.19  # inches a scheme in the picture
 
 
 def table(advice: Advice) -> Group:
-    """rank | of single seeds | scheme | each predictor ± standard deviation over seeds, and below it what the order is
-    worth."""
+    """rank | of single seeds, or what is expected | scheme | each predictor ± standard deviation over seeds, and
+    below it what the order is worth."""
+    orders = advice.calibration is not None and advice.calibration.test.orders
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     if advice.ranked:
         shown.add_column("rank", justify="right", no_wrap=True)
-        shown.add_column("range", no_wrap=True)
+        shown.add_column("range" if orders else "expected", no_wrap=True)
     shown.add_column("scheme", no_wrap=True, max_width=22)
     for title in SHOWN.values():
         shown.add_column(title, no_wrap=True)
     for row in advice.rows:
-        place = [str(row.rank), f"{row.best}-{row.worst}"] if advice.ranked else []
+        place = [str(row.rank), f"{row.best}-{row.worst}" if orders else _expected(row)] if advice.ranked else []
         style = "dim" if row.fails is not None and row.fails > 0.5 else ""
         shown.add_row(*place, row.scheme, *(_value(row, name) for name in SHOWN), style=style)
     settings = advice.settings
@@ -45,6 +46,13 @@ def table(advice: Advice) -> Group:
     return Group(
         Text(title, style="bold"), shown, Text(), *(Text(line) for line in worth(advice)), Text(meanings, style="dim")
     )
+
+
+def _expected(row: Row) -> str:
+    """To fail or to train, or of how many of the nets which."""
+    of = len(next(iter(row.values.values())))
+    fails = round((row.fails or 0) * of)
+    return {0: "trains", of: "fails"}.get(fails, f"{fails} of {of} fail")
 
 
 def _value(row: Row, name: str) -> str:
@@ -79,7 +87,9 @@ def _tested(found: Calibration, advice: Advice) -> Iterator[str]:
         also = f" from {tested} weights, and these are {here}" if tested != here else ""
         yield f"Nothing is ranked: {name} was shown to tell how training ends{also or ', but not which nets fail'}."
     else:
-        how = f"{better} first" if test.orders else "as expected to fail or not, and no further"
+        if not test.orders:
+            yield "Equal ranks: these schemes are not told apart, but from those that are expected to fail."
+        how = f"{better} first" if test.orders else "as expected to train or to fail"
         yield f"Ranked by {name}, {how}: the rule was chosen on depth{'s' * (len(found.chosen_on) > 1)} " + (
             f"{depths} (Kendall's tau with the final training loss {rule.agreement:.2f})."
         )
@@ -104,7 +114,7 @@ def _tested(found: Calibration, advice: Advice) -> Iterator[str]:
         failed, trained = missed + test.counts["failed, foretold"], false + test.counts["trained, as foretold"]
         beyond = "above" if rule.worse == "high" else "below"
         yield (
-            f"A {name} {beyond} {rule.threshold:.4g} (dim) foretold {failed - missed} of {failed} failures there, and "
+            f"A {name} {beyond} {rule.threshold:.4g} foretold {failed - missed} of {failed} failures there, and "
             f"wrongly {false} of {trained} cells that trained."
         )
     yield from _elsewhere(advice)
@@ -120,7 +130,7 @@ def _elsewhere(advice: Advice) -> Iterator[str]:
     other += [f"depth {test.depth}"] if advice.depth != test.depth else []
     other += [] if advice.task in test.tasks else [f"tasks {' and '.join(test.tasks)}"]
     if other:
-        yield f"It was tested at {', '.join(other)}: what is said here of others is an extrapolation."
+        yield f"The test was of {', '.join(other)}; elsewhere, as here, this is an extrapolation."
     if "steps" in of:
         yield f"Training there was {of['steps']} steps at the best learning rate of a grid for each scheme."
     new = [row.scheme for row in advice.rows if row.scheme not in test.schemes]

@@ -38,6 +38,7 @@ def diagnose(
         if name not in MEASURES:
             raise unknown("measure", name, MEASURES)
     quiet()
+    _folder(output)
     seen = subject(start, task=task, data=data, texts=texts, max_length=max_length, column=column, seed=seed, say=say)
     typer.echo(lines(str(seen)))
     refused: list[ValueError] = []
@@ -83,6 +84,7 @@ def advise(
     from resformer.study.settings import Settings
 
     quiet()
+    _folder(output)
     known = read_calibration(calibration)
     settings = Settings(family=family, width=width, heads=heads, ffn_ratio=ffn_ratio, data=data)
     advice = advise(
@@ -100,6 +102,12 @@ def advise(
     if output is not None:
         advice.save(output)
         typer.echo(f"saved: {output}")
+
+
+def _folder(path: Path | None) -> None:
+    """Before anything is measured: a place for what is saved."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise ValueError(f"{str(path)!r} is a file; give a folder, new or not")
 
 
 def _every_tenth(number: int, of: int) -> None:
@@ -139,6 +147,7 @@ def theory(
     from resformer.theory.table import table
 
     quiet()
+    _folder(report)
     outcomes = run_claims(claims or (), workers=workers, done=lambda one: say(f"{one.claim.name} is measured"))
     show(table(outcomes, explain=bool(claims)))
     if report is not None:

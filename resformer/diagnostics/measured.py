@@ -79,8 +79,9 @@ class Measured:
         writer.writerows(self.rows)
         return out.getvalue()
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: str | Path) -> list[Path]:
         """Write NAME.json, NAME.csv and NAME.svg into a folder, made where it is not there; their paths."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         texts = {"json": self.to_json(), "csv": self.to_csv(), "svg": self.plot()}
         paths = [folder / f"{self.name}.{ending}" for ending in texts]
@@ -100,6 +101,8 @@ class Measured:
         from rich.table import Table
         from rich.text import Text
 
+        if not self.rows:
+            return Group(Text(self.title, style="bold"), Text("nothing: this model has none"))
         keys = [key for key in self.keys if key == self.along or len({row.get(key) for row in self.rows}) > 1]
         columns = [column for column in self.columns if column.shown]
         table = Table(box=None, pad_edge=False)

@@ -135,6 +135,10 @@ def _check_shapes(batch: Batch) -> None:
                 f"{first!r} of the batch is of {shapes[first][0]} texts, {name!r} has the shape {shapes[name]}; both "
                 "need the same texts in their first dimension"
             )
+    attention = batch.get("attention_mask")
+    if isinstance(attention, Tensor) and attention.ndim == 2 and not bool(attention.any(1).all()):
+        text = int((~attention.any(1)).nonzero()[0])
+        raise ValueError(f"'attention_mask' of the batch hides all tokens of text {text}; leave that text out")
     for mask, of in MASKS.items():
         tokens = next((shapes[name][:2] for name in of if name in shapes), None)
         if tokens and len(shapes.get(mask, ())) == 2 and shapes[mask] != tokens:
@@ -156,7 +160,8 @@ def check_loss(model: nn.Module, batch: Batch) -> None:
     if not names:
         raise ValueError(
             f"a {type(model).__name__} has no loss; load it with a head, such as AutoModelForMaskedLM, "
-            "AutoModelForCausalLM or AutoModelForSequenceClassification"
+            "AutoModelForCausalLM or AutoModelForSequenceClassification; the forward of a model of your own takes "
+            "labels and returns something with a .loss"
         )
     if not names & set(batch):
         raise ValueError(f"the batch has no {' or '.join(repr(n) for n in sorted(names))}, so there is no loss")

@@ -19,6 +19,7 @@ from resformer.patching import patch, unpatch
 from resformer.sizes import Match, layer_parameters
 from resformer.train.start import Start
 
+TOKENIZERS = ("*token*", "vocab*", "*.model", "*.tiktoken")  # files of one, without which transformers makes some up
 SHORT = 512  # tokens, up to which eager attention in bf16 was measured to be faster than sdpa on CPUs
 
 
@@ -180,6 +181,10 @@ def _check_body(model: PreTrainedModel, info: dict[str, Any], path: str) -> None
 def load_tokenizer(path: str, config: Any = None) -> PreTrainedTokenizerBase:
     """That of a folder or hub id, with a padding token: any will do, it is masked."""
     options = {} if config is None else {"config": config}  # else it asks about the checkpoint's own code
+    if Path(path).is_dir() and not any(file for form in TOKENIZERS for file in Path(path).glob(form)):
+        raise ValueError(
+            f"{path!r} holds no tokenizer; save it there with tokenizer.save_pretrained"
+        )  # T5's is made up
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
