@@ -160,7 +160,7 @@ def test_figures_have_text_as_text_and_colours_of_the_page(written):
 
 def test_the_files_beside_the_page(written):
     folder, _ = written
-    drawn = {"report.svg", "curves.svg", "learning_rates.svg", "gradients.svg", "cost.svg"}
+    drawn = {"report.svg", "start.svg", "curves.svg", "learning_rates.svg", "gradients.svg", "cost.svg"}
     assert {path.name for path in folder.iterdir()} == drawn | {
         "report.html", "report.json", "report.md", "results.csv", "comparisons.csv",
     }  # fmt: skip

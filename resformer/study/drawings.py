@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from resformer.study.svg import GUESS, SOFT, Draw, Styles
@@ -77,9 +78,38 @@ def cosine(axes: Axes, setting: Setting, looks: Styles) -> None:
     axes.set_yscale("log")
     axes.set_ylim(2.4, FLAT / 1.6)
     _by_depth(axes, setting, looks, distances, lambda cell, own: float(np.exp(np.mean(np.log(own)))))
-    axes.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 1e-3, 1e-4, FLAT]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{'≥ ' if y <= FLAT else ''}{1 - y:g}"))
+    _of_cosines(axes.yaxis, [1, 0.1, 0.01, 1e-3, 1e-4, FLAT])
+
+
+def _of_cosines(axis: Axis, ticks: Sequence[float]) -> None:
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda y, _: f"{'≥ ' if y <= FLAT else ''}{1 - y:g}"))
+
+
+def begun(setting: Setting) -> list[tuple[str, float, float]]:
+    """(arm, token cosine at initialisation, final training loss) of each run that has both."""
+    return [
+        (cell["arm"], seed["token_cosine"], seed["train_loss"])
+        for cell in setting["cells"]
+        for seed in cell["seeds"]
+        if seed["token_cosine"] is not None and seed["train_loss"] is not None
+    ]
+
+
+def beginnings(axes: Axes, setting: Setting, looks: Styles) -> None:
+    """A mark a run, of all depths: how it ended against the token cosine that it began with, as `cosine` draws it."""
+    guess, top = guess_of(setting, "train_loss"), top_of(setting)
+    for arm, start, loss in begun(setting):
+        look = looks[arm]
+        axes.plot(max(1 - start, FLAT), min(loss, top), look.marker, color=look.color, markersize=5, alpha=0.7)
+    if guess is not None:
+        axes.axhline(guess, **GUESS)
+    axes.set_xscale("log")
+    axes.set_xlim(2.4, FLAT / 1.6)
+    axes.set_ylim(*bounds(setting, "train_loss"))
+    _of_cosines(axes.xaxis, [1, 0.1, 0.01, 1e-3, FLAT])  # side by side fewer of them fit
+    axes.set_xlabel("token cosine at initialisation")
 
 
 def _by_depth(

@@ -10,6 +10,8 @@ from typing import Any
 
 from resformer.study.drawings import (
     Setting,
+    beginnings,
+    begun,
     bounds,
     ceiling,
     cosine,
@@ -67,6 +69,16 @@ def cosine_panel(setting: Setting, looks: Styles) -> Panel | None:
     draw = partial(cosine, setting=setting, looks=looks)
     name = "Token cosine at initialisation"
     return _panel(name, draw, f"{name} against depth, by scheme", setting, note)
+
+
+def beginnings_panel(setting: Setting, looks: Styles) -> Panel | None:
+    """Final training loss against the token cosine before training, a mark a run; None where that was not measured."""
+    if not begun(setting):
+        return None
+    draw = partial(beginnings, setting=setting, looks=looks)
+    name = "Training loss at the end against the start"
+    note = "A mark a run, of all depths; a correlation over schemes, not a cause."
+    return _panel(name, draw, name, setting, note)
 
 
 def curve_panels(setting: Setting, looks: Styles) -> list[Panel]:
@@ -133,6 +145,8 @@ def sheets(document: dict[str, Any], looks: Styles) -> dict[str, str]:
         "curves": ([titled(s, curves(s, looks), "depth ") for s in settings], (300, 230)),
         "learning_rates": ([titled(s, rates(s, looks), "depth ") for s in settings], (300, 230)),
         "gradients": ([titled(s, gradients(s, looks), "depth ") for s in settings], (300, 230)),
+        "start": ([titled(s, [("training loss at the end", partial(beginnings, setting=s, looks=looks))], "")
+                   if begun(s) else [] for s in settings], (WIDTH, 290)),
         "cost": ([titled(s, costs(s, looks, endpoint), "") for s in settings], (300, 230)),
     }  # fmt: skip
     return {name: sheet(rows, looks, size) for name, (rows, size) in found.items() if any(rows)}

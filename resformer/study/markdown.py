@@ -41,9 +41,10 @@ def markdown(document: Document) -> str:
     lines += ["## Coverage", "", coverage(document), ""]
     lines += ["## Caveats", "", *(f"- {_plain(text)}" for text in document["caveats"]), ""]
     if some:
-        known = {name for name in ("curves", "learning_rates", "gradients") if _drawn(document, name)}
+        known = {name for name in ("start", "curves", "learning_rates", "gradients") if _drawn(document, name)}
         lines += ["## More figures", ""]
         for name, what in (
+            ("start", "training loss at the end against token cosine at initialisation"),
             ("curves", "training loss by step"),
             ("learning_rates", "learning rates tried"),
             ("gradients", "gradient norm by layer at initialisation"),
@@ -177,6 +178,9 @@ def _reached(cell: Document, target: float | None) -> list[str]:
 def _drawn(document: Document, name: str) -> bool:
     if name == "gradients":
         return any(cell["gradient_norms"] for setting in document["settings"] for cell in setting["cells"])
+    if name == "start":
+        seeds = [s for setting in document["settings"] for cell in setting["cells"] for s in cell["seeds"]]
+        return any(s["token_cosine"] is not None and s["train_loss"] is not None for s in seeds)
     return any(setting[name] for setting in document["settings"])
 
 

@@ -64,6 +64,7 @@ def cell_record(cell: Cell, outside: int | None) -> Record:
                 "status": run.status,
                 "score": cell.values("score").get(run.config["seed"]),
                 "train_loss": cell.values("train_loss").get(run.config["seed"]),
+                "token_cosine": run.diagnostics.get("token_cosine"),
             }
             for run in cell.finished
         ],
