@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from io import StringIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from resformer.files import finite, write_json_atomically, write_text_atomically
+from resformer.palette import DASHES, MARKERS, RC, SERIES, SOFT
 from resformer.provenance import provenance
 from resformer.theory.claim import Claim, Measured, Verdict
 from resformer.theory.run import Outcome
-
-COLORS = ("#0065a6", "#c8470b", "#00805a", "#9c4a8b", "#a87300", "#5c6068", "#3b93cc", "#7a1f1f", "#4f7a1f")
-MARKERS = "osD^vPX<>"
 
 
 def write_theory(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
@@ -39,20 +38,20 @@ def write_theory(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
 
 def plot(claim: Claim, measured: Measured) -> str:
     """An SVG: for each curve the mean over the seeds, and the range from the lowest to the highest seed."""
-    look: Any = {"svg.hashsalt": claim.name, "svg.fonttype": "none", "font.size": 10, "legend.frameon": False}
-    with matplotlib.rc_context(look):
+    with matplotlib.rc_context(RC | {"svg.hashsalt": claim.name, "figure.facecolor": "white"}):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         axes = figure.add_subplot()
-        for number, (name, curve) in enumerate(measured.curves.items()):
-            color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        looks = zip(measured.curves.items(), cycle(SERIES), cycle(MARKERS), cycle(DASHES), strict=False)
+        for (name, curve), color, marker, dash in looks:
             if name.startswith("theory"):
-                axes.plot(list(curve.x), list(curve.y[0]), color="#5f656e", linestyle="--", linewidth=1, label=name)
+                axes.plot(list(curve.x), list(curve.y[0]), color=SOFT, linestyle=":", linewidth=1, label=name)
                 continue
             columns = list(zip(*curve.y, strict=True))
             means = [sum(column) / len(column) for column in columns]
             x = list(curve.x)
             every = max(1, len(x) // 12)
-            axes.plot(x, means, color=color, marker=marker, markersize=4, markevery=every, linewidth=1.4, label=name)
+            shape: Any = {"color": color, "marker": marker, "linestyle": dash, "linewidth": 1.4, "markersize": 4}
+            axes.plot(x, means, markevery=every, label=name, **shape)
             low, high = [min(column) for column in columns], [max(column) for column in columns]
             axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         if "x" in claim.log:
@@ -65,8 +64,6 @@ def plot(claim: Claim, measured: Measured) -> str:
         axes.set_xlabel(claim.axes[0])
         axes.set_ylabel(claim.axes[1])
         axes.set_title(f"{claim.name} ({claim.source})", loc="left")
-        axes.grid(color="#dfe1e4", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right upper", fontsize=8)
         text = StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
