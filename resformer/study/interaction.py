@@ -1,9 +1,11 @@
 """Whether a scheme's advantage changes with depth: slopes over log2(depth), and from where on it is resolved."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
+from resformer.diagnostics import lines
 from resformer.study.stats import Estimate, paired_difference
 
 Scores = Mapping[int, Mapping[int, float]]  # depth -> seed -> score
@@ -16,10 +18,7 @@ def slope(scores: Mapping[int, float]) -> float:
     """
     if len(scores) < 2:
         raise ValueError(f"slope: received depths {sorted(scores)}; a slope takes at least two")
-    x = np.log2(np.array(list(scores), dtype=float))
-    y = np.array(list(scores.values()), dtype=float)
-    x = x - x.mean()
-    return float(x @ (y - y.mean()) / (x @ x))
+    return lines.slope([math.log2(depth) for depth in scores], list(scores.values()))
 
 
 def slope_difference(scores: Scores, baseline: Scores, level: float = 0.95) -> Estimate | None:
