@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -59,9 +60,10 @@ def gates(model: nn.Module, batch: Batch) -> Measured:
             for scheme in at.own.schemes:
                 place.setdefault(id(scheme), at)
 
-        def show(scheme: Scheme, **coefficients: Tensor) -> None:
+        def show(scheme: Scheme, **coefficients: Tensor | Callable[[], Tensor]) -> None:
             at = place[id(scheme)]
-            for name, value in coefficients.items():
+            for name, given in coefficients.items():
+                value = given if isinstance(given, Tensor) else given()
                 known = "mixture" if name == "mix" else name  # a parameter that it is made of may be called mix
                 mask = _tokens(host, at, batch, value)
                 real = value if mask is None else value[mask]

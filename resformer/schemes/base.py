@@ -157,10 +157,10 @@ class Scheme(nn.Module):
         """What passes a point of `points`: the inputs of "o" and "down", the outputs of "q k v up"."""
         return x
 
-    def show(self, **coefficients: Tensor) -> None:
-        """Called with the coefficients in force that depend on data or are made of parameters, by their letters; of
-        several streams also `mix`, (... S S) with H ← mix H. Nobody listens unless they are measured
-        (`resformer.diagnostics.gates`), which takes this method's place."""
+    def show(self, **coefficients: Tensor | Callable[[], Tensor]) -> None:
+        """Called with the coefficients in force that depend on data or are made of parameters, by their letters, or
+        with what computes those that the step does without; of several streams also `mix`, (... S S) with H ← mix H.
+        Nobody listens unless they are measured (`resformer.diagnostics.gates`), which takes this method's place."""
 
     def calibrate(self, s: Any, y: Tensor, real: Tensor | None, carried: Any) -> Any:
         """Set parameters from what this site is about to write; `real` as of `Branch.real`. `carried` is what the site

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resformer.schemes.base import Branch, Norm, Place, Scheme, Stream, count, flag, register, scalar
+from resformer.schemes.sums import weighted
 
 History = tuple[Tensor, ...]
-
-
-def weighted(weights: Tensor | Sequence[float], states: Sequence[Tensor]) -> Any:
-    """Σ_j w_j X_j"""
-    return sum(w * state for w, state in zip(weights, states, strict=True))
 
 
 @register("denseformer")

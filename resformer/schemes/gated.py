@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -25,6 +26,12 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(linear(x, self.weight, self.shift))
+
+
+def blend(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """(1 - g) ⊙ x + g ⊙ y, which keeps nothing but the three for its backward."""
+    wide = functools.reduce(torch.promote_types, (x.dtype, y.dtype, gate.dtype))
+    return torch.lerp(x.to(wide), y.to(wide), gate.to(wide))
 
 
 def doubled(gain: float, rule: str) -> str:
@@ -61,7 +68,10 @@ class Highway(Scheme):
 
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
         t = self.transform(s)
-        c = 1 - t if self.carry is None else self.carry(s)
+        if self.carry is None:
+            self.show(T=t, C=lambda: 1 - t)
+            return norm(self.gain * blend(s, y, t))
+        c = self.carry(s)
         self.show(T=t, C=c)
         return norm(self.gain * (t * y + c * s))
 
@@ -94,7 +104,7 @@ class ExclusiveGate(Scheme):
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
         g = self.gate(s)
         self.show(g=g)
-        return norm(self.gain * (g * y + (1 - g) * s))
+        return norm(self.gain * blend(s, y, g))
 
 
 @register("shortcut_gate")

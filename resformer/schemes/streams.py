@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
+from resformer.schemes import mixing
 from resformer.schemes.base import Branch, Norm, Place, Scheme, Stream, count, flag, register, scalar
+from resformer.schemes.fast import fast, through
 
 Streams = tuple[Tensor]
+KEPT, KEPT_BY_TOKEN = 4, 2  # every so many sites keep their streams for the backward pass, which makes the others
 
 
 @register("hyper_connections")
@@ -49,23 +53,37 @@ class HyperConnections(Scheme):
             self.write_scale = scalar(0.01)
 
     def start(self, h: Tensor) -> Stream:
-        return (repeat(h, "... D -> ... S D", S=self.num_streams),)
+        if self.dynamic:
+            return (repeat(h, "... D -> ... S D", S=self.num_streams),)
+        return (repeat(h, "... D -> S ... D", S=self.num_streams).movedim(0, -2),)  # as `mixing` has them in memory
 
     def step(self, s: Streams, branch: Branch, norm: Norm) -> Stream:
         (h,) = s
-        if self.dynamic:  # one (read, mix) row and one write weight for each token and stream
-            state = self.norm(h)
-            move = self.mix_scale * torch.tanh(state @ self.mix_weight)
-            read, mix = self.read_mix + move[..., 0], self.mix + move[..., 1:]
-            write = self.write_mix + self.write_scale * torch.tanh(state @ self.write_weight)
-            self.show(m=read, mix=mix.mT, w=write)
-            y = branch(einsum(read, h, "... S, ... S D -> ... D"))
-            h = einsum(mix, h, "... S R, ... S D -> ... R D") + einsum(write, y, "... R, ... D -> ... R D")
-        else:
-            self.show(m=self.read_mix, mix=self.mix.mT, w=self.write_mix)
-            y = branch(einsum(self.read_mix, h, "S, ... S D -> ... D"))
-            h = einsum(self.mix, h, "S R, ... S D -> ... R D") + einsum(self.write_mix, y, "R, ... D -> ... R D")
-        return (norm(h),)
+        if self.dynamic:
+            made = mixing.again(h) if self.place.index % KEPT_BY_TOKEN else None
+            h, m, r, w = self.moved(h, made)
+            self.show(m=m, mix=r, w=w)
+            h, x = mixing.read_by_token(h, m, made)
+            return (norm(mixing.mix_by_token(h, r, w, branch(x), made)),)
+        made = mixing.again(h) if self.place.index % KEPT else None
+        self.show(m=self.read_mix, mix=self.mix.mT, w=self.write_mix)
+        h, x = mixing.read(h, self.read_mix, made)
+        return (norm(mixing.mix(h, self.mix.mT, self.write_mix, branch(x), made)),)
+
+    def moved(self, h: Tensor, made: mixing.Again | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """h, m (... S), R (... R S) and w (... S) of each token: of N(H) W is N, a shift and a factor, taken last."""
+        weight = torch.cat([self.mix_weight.mT, self.write_weight[None]])  # (S+2 D)
+        gained = weight * self.norm.weight
+        mean = torch.full_like(weight[:1], 1 / h.shape[-1])
+        h, z, square = mixing.project(h, torch.cat([gained, mean]), made)
+        z, mean = z[:-1], z[-1]
+        variance = (square / h.shape[-1] - mean.square()).clamp_min(0)
+        ones = (1,) * mean.ndim
+        shift, gain = (weight @ self.norm.bias).view(-1, *ones), gained.sum(-1).view(-1, *ones)
+        u = torch.tanh((z - gain * mean) * torch.rsqrt(variance + self.norm.eps) + shift)  # (S+2 ... S)
+        move = self.mix_scale * u[:-1]
+        r = self.mix.mT + move[1:].movedim(0, -2)
+        return h, self.read_mix + move[0], r, self.write_mix + self.write_scale * u[-1]
 
     def formula(self) -> str:
         token = ", with m, R and w moved by scale · tanh of each token's streams" if self.dynamic else ""
@@ -123,18 +141,24 @@ class MHC(Scheme):
 
     def step(self, s: Streams, branch: Branch, norm: Norm) -> Stream:
         (h,) = s
-        flat = h.flatten(-2).to(torch.promote_types(h.dtype, torch.float32))  # the few coefficients, in full precision
-        flat = flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + 1e-6)
-        parts = (flat @ self.weight.to(flat.dtype)).split(self.sizes, -1)
-        logits = [a * z + b for a, z, b in zip(self.scale, parts, self.shift.split(self.sizes), strict=True)]
-        read, write = torch.sigmoid(logits[0] + self.base).to(h.dtype), (2 * torch.sigmoid(logits[1])).to(h.dtype)
-        self.show(p=read, w=write)
-        y = branch(einsum(read, h, "... S, ... S D -> ... D"))
+        made = mixing.again(h) if self.place.index % KEPT_BY_TOKEN else None
+        h, z, square = mixing.project(h, self.weight.mT.contiguous(), made)  # the few coefficients, in full precision
+        z = z * torch.rsqrt(square / len(self.weight) + 1e-6)
+        ones = (1,) * square.ndim
+        logits = [
+            a * part + b.view(-1, *ones)
+            for a, part, b in zip(self.scale, z.split(self.sizes), self.shift.split(self.sizes), strict=True)
+        ]  # each (S ...) or (S*S ...)
+        p, w = torch.sigmoid(logits[0] + self.base).movedim(0, -1), 2 * torch.sigmoid(logits[1]).movedim(0, -1)
+        self.show(p=p, w=w)
+        h, x = mixing.read_by_token(h, p, made)
+        y = branch(x)
         if len(logits) == 3:
-            mix = sinkhorn(rearrange(logits[2], "... (R S) -> ... R S", S=self.num_streams), self.iterations)
-            self.show(mix=mix)
-            h = einsum(mix.to(h.dtype), h, "... R S, ... S D -> ... R D")
-        return (norm(h + einsum(write, y, "... R, ... D -> ... R D")),)
+            logits = rearrange(logits[2], "(R S) ... -> R S ...", S=self.num_streams)
+            r = doubly_stochastic(logits, self.iterations).movedim((0, 1), (-2, -1))
+            self.show(mix=r)
+            return (norm(mixing.mix_by_token(h, r, w, y, made)),)
+        return (norm(h + einsum(w.to(h.dtype), y, "... R, ... D -> ... R D")),)
 
     def finish(self, s: Streams, norm: Norm) -> Tensor:
         return norm(s[0].sum(-2) if self.init == "paper" else s[0].mean(-2))
@@ -149,6 +173,56 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
         logits = logits - logits.logsumexp(-2, keepdim=True)
         logits = logits - logits.logsumexp(-1, keepdim=True)
     return logits.exp()
+
+
+def doubly_stochastic(logits: Tensor, iterations: int) -> Tensor:
+    """`sinkhorn` of (R S ...), whose last dimensions count tokens."""
+    if fast():
+        return _Sinkhorn.apply(logits, iterations)
+    return sinkhorn(logits.movedim((0, 1), (-2, -1)), iterations).movedim((-2, -1), (0, 1))
+
+
+class _Sinkhorn(torch.autograd.Function):
+    """Keeps the logits alone, and scales the exponentials, after a first time in logarithms.
+
+    After it no sum is small: each row and each column has an entry of at least 1 / S², for they are divided in turn by
+    sums of at most S, and each had one of at least 1 / S when it was itself scaled. So nothing is divided by zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, iterations: int) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.iterations = iterations
+        return _scaled(logits, iterations)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (logits,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            n = ctx.iterations
+            return *through(lambda z: sinkhorn(z.movedim((0, 1), (-2, -1)), n).movedim((-2, -1), (0, 1)), (logits,), grad), None
+        p, sums, columns = _scaled(logits, ctx.iterations)
+        to_log = grad * p
+        for dim, total in reversed(sums):  # of log p' = log p - log Σ p
+            to_log = torch.addcmul(to_log, p, to_log.sum(dim, keepdim=True), value=-1)
+            p = p * total
+        to_log = torch.addcmul(to_log, p, to_log.sum(1, keepdim=True), value=-1)
+        to_log = torch.addcmul(to_log, columns, to_log.sum(0, keepdim=True), value=-1)
+        return to_log, None
+
+
+def _scaled(logits: Tensor, iterations: int) -> tuple[Tensor, list[tuple[int, Tensor]], Tensor]:
+    """What `sinkhorn` gives; the sums by which it was divided, in order, but for the first of columns and rows, and
+    what it was between these."""
+    columns = logits.log_softmax(0)
+    p = columns.log_softmax(1).exp()
+    sums = []
+    for _ in range(iterations - 1):
+        for dim in (0, 1):
+            total = p.sum(dim, keepdim=True)
+            p = p / total
+            sums.append((dim, total))
+    return p, sums, columns.exp()
 
 
 @register("frac_connections")

@@ -1,0 +1,53 @@
+"""When a formula may be computed by a fast path, and what such a path does where only the formula will do.
+
+A fast path is an `autograd.Function` that computes what its formula says, to rounding, and keeps less or takes fewer
+passes over memory. Nothing needs one to be right: with `written_out` all schemes compute as their formulas are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_written_out: ContextVar[bool] = ContextVar("written_out", default=False)
+
+
+@contextmanager
+def written_out() -> Iterator[None]:
+    """Meanwhile all schemes compute as their formulas are written, without a fast path: to compare, and to debug."""
+    token = _written_out.set(True)
+    try:
+        yield
+    finally:
+        _written_out.reset(token)
+
+
+def fast() -> bool:
+    """Whether fast paths serve here: compilers fuse the formula themselves, and `torch.func` and forward-mode
+    differentiation go through its operators."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or _written_out.get()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def through(formula: Callable[..., Any], inputs: Sequence[Any], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of a formula's inputs as tensors that can be differentiated again."""
+    wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    outputs = formula(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad]
+    found = torch.autograd.grad(
+        [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+    )
+    gradients = dict(zip(map(id, wanted), found, strict=True))
+    return tuple(gradients.get(id(x)) for x in inputs)

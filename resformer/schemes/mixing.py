@@ -1,0 +1,285 @@
+"""Reading from several streams, mixing them and writing to them, in few passes over memory.
+
+h (... S D) are the streams. With one mixture for all tokens (m, R, w) they lie stream after stream in memory, with one
+for each token (`by_token`) token after token; another order is right too, and copied first. Parts that do not depend on
+tokens come as m (S), R (S R), w (R), those that do as m (... S), R (... R S), w (... R), with H ← R H.
+
+What a mixture made need not be kept for the backward pass: `again(h)` says how it was made, and it is made again there.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+from resformer.schemes.fast import fast, through
+
+
+
+class Again:
+    """Streams that are not kept for the backward pass, but made again from what the mixture before them keeps.
+
+    They are held from the first who asks to the last: other streams, made from them, and both ends of a site.
+    """
+
+    def __init__(self, mixture: Any):
+        self.mixture = mixture  # the node of the graph that made them
+        self.found: Tensor | None = None
+
+    def __call__(self, *, last: bool = False) -> Tensor:
+        if torch.is_grad_enabled():  # to differentiate twice, the way there belongs to the graph
+            return self.mixture.maker.make(self.mixture)
+        found = self.mixture.maker.make(self.mixture) if self.found is None else self.found
+        self.found = None if last else found
+        return found
+
+
+def again(h: Tensor) -> Again | None:
+    """How these streams can be made again; None if they must be kept, as those that no mixture made."""
+    return Again(h.grad_fn) if fast() and hasattr(h.grad_fn, "maker") else None
+
+
+def unrounded(function: Any) -> Any:
+    """The same outside of autocast: streams keep the precision that they have, as the sum of a host does."""
+
+    @functools.wraps(function)
+    def wrapped(h: Tensor, *args: Any) -> Any:
+        if not torch.is_autocast_enabled(h.device.type):
+            return function(h, *args)
+        with torch.autocast(h.device.type, enabled=False):
+            return function(h, *args)
+
+    return wrapped
+
+
+def _keep(ctx: Any, h: Tensor, made: Again | None, *others: Tensor) -> None:
+    ctx.made = made
+    ctx.save_for_backward(*others, *(() if made else (h,)))
+
+
+def _kept(ctx: Any, *, last: bool = False) -> tuple[Tensor, ...]:
+    """The streams, then the others."""
+    if ctx.made:
+        return ctx.made(last=last), *ctx.saved_tensors
+    *others, h = ctx.saved_tensors
+    return h, *others
+
+
+# ------------------------------------------------------------------------------------- one mixture for all tokens
+
+
+@unrounded
+def read(h: Tensor, m: Tensor, made: Again | None = None) -> tuple[Tensor, Tensor]:
+    """h, and Σ_i m_i H_i; what comes after uses that h."""
+    m = m.to(h.dtype)
+    return _Read.apply(h, m, made) if fast() else _read(h, m)
+
+
+@unrounded
+def mix(h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None = None) -> Tensor:
+    """H ← R H + w y"""
+    r, w, y = r.to(h.dtype), w.to(h.dtype), y.to(h.dtype)
+    return _Mix.apply(h, r, w, y, made) if fast() else _mix(h, r, w, y)
+
+
+def _read(h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    return h, einsum(m, h, "S, ... S D -> ... D")
+
+
+def _mix(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return einsum(r, h, "R S, ... S D -> ... R D") + einsum(w, y, "R, ... D -> ... R D")
+
+
+def _flat(h: Tensor) -> Tensor:
+    """(... S D) -> (S N), where N counts tokens and channels."""
+    return h.movedim(-2, 0).reshape(h.shape[-2], -1)
+
+
+def _streams(flat: Tensor, y: Tensor) -> Tensor:
+    """(S N) -> (... S D), for y (... D)."""
+    return flat.view(len(flat), *y.shape).movedim(0, -2)
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, m: Tensor, made: Again | None) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        _keep(ctx, h, made, m)
+        return h, torch.mv(_flat(h).mT, m).view(*h.shape[:-2], h.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, to_h: Tensor | None, to_x: Tensor | None) -> Any:
+        if to_x is None:
+            return to_h, None, None
+        h, m = _kept(ctx, last=True)
+        if torch.is_grad_enabled():
+            return *through(_read, (h, m), to_h, to_x), None
+        x = to_x.reshape(-1)
+        dh = torch.outer(m, x) if to_h is None else torch.addr(_flat(to_h), m, x)
+        return _streams(dh, to_x), torch.mv(_flat(h), x), None
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None) -> Tensor:
+        _keep(ctx, h, made, r, w, y)
+        ctx.maker = _Mix
+        return _mixed(h, r, w, y)
+
+    @staticmethod
+    def make(ctx: Any) -> Tensor:
+        return (_mix if torch.is_grad_enabled() else _mixed)(*_kept(ctx))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        h, r, w, y = _kept(ctx)
+        if torch.is_grad_enabled():
+            return *through(_mix, (h, r, w, y), grad), None
+        g = _flat(grad)
+        return (
+            _streams(r.mT @ g, y),
+            g @ _flat(h).mT,
+            torch.mv(g, y.reshape(-1)),
+            torch.mv(g.mT, w).view(y.shape),
+            None,
+        )
+
+
+def _mixed(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return _streams((r @ _flat(h)).addr_(w, y.reshape(-1)), y)
+
+
+# --------------------------------------------------------------------------------------- a mixture for each token
+
+
+@unrounded
+def project(h: Tensor, weight: Tensor, made: Again | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """h, its products with the rows of `weight` (K C), as (K *rows), and the sums of squares (*rows).
+
+    The rows are of C channels: (... S) of them where C = D, and (...) where C = S D, of all streams of a token. In
+    single precision at least. What comes after uses that h.
+    """
+    weight = weight.to(torch.promote_types(h.dtype, torch.float32))
+    return _Project.apply(h, weight, made) if fast() else _project(h, weight)
+
+
+@unrounded
+def read_by_token(h: Tensor, m: Tensor, made: Again | None = None) -> tuple[Tensor, Tensor]:
+    """`read`, with m (... S)."""
+    m = m.to(h.dtype).contiguous()
+    return _ReadByToken.apply(h, m, made) if fast() else _read_by_token(h, m)
+
+
+@unrounded
+def mix_by_token(h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None = None) -> Tensor:
+    """`mix`, with R (... R S) and w (... R)."""
+    r, w, y = r.to(h.dtype).contiguous(), w.to(h.dtype).contiguous(), y.to(h.dtype)
+    return _MixByToken.apply(h, r, w, y, made) if fast() else _mix_by_token(h, r, w, y)
+
+
+def _project(h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = _rows(h, weight)
+    return h, einsum(weight, x, "K C, ... C -> K ..."), x.square().sum(-1)
+
+
+def _read_by_token(h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    return h, einsum(m, h, "... S, ... S D -> ... D")
+
+
+def _mix_by_token(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return einsum(r, h, "... R S, ... S D -> ... R D") + einsum(w, y, "... R, ... D -> ... R D")
+
+
+def _rows(h: Tensor, weight: Tensor) -> Tensor:
+    """(... S D) -> (... S D) or (... S*D), as many channels as weight has."""
+    x = h if weight.shape[-1] == h.shape[-1] else h.flatten(-2)
+    return x.to(weight.dtype)
+
+
+def _tokens(x: Tensor, last: int) -> Tensor:
+    """(... and the `last` dimensions) -> (tokens, ...)"""
+    return x.reshape(-1, *x.shape[x.ndim - last :])
+
+
+class _Project(torch.autograd.Function):
+    """The few rows of weight stand on the left, where libraries of matrix products are fast with few."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, made: Again | None) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        _keep(ctx, h, made, weight)
+        x = _rows(h, weight)
+        z = weight @ _tokens(x, 1).mT
+        return h, z.view(len(weight), *x.shape[:-1]), torch.linalg.vector_norm(x, dim=-1).square_()
+
+    @staticmethod
+    def backward(ctx: Any, to_h: Tensor | None, to_z: Tensor | None, to_square: Tensor | None) -> Any:
+        h, weight = _kept(ctx, last=True)
+        if torch.is_grad_enabled():
+            return *through(_project, (h, weight), to_h, to_z, to_square), None
+        if to_z is None and to_square is None:
+            return to_h, None, None
+        x = _tokens(_rows(h, weight), 1)
+        dh = torch.zeros_like(x) if to_h is None else to_h.reshape(x.shape).to(x.dtype)
+        dweight = None
+        if to_z is not None:
+            z = to_z.reshape(len(weight), -1)
+            dh, dweight = torch.addmm(dh, z.mT, weight), z @ x
+        if to_square is not None:
+            dh = dh.addcmul_(x, 2 * to_square.reshape(-1, 1)) if to_z is not None else torch.addcmul(dh, x, 2 * to_square.reshape(-1, 1))
+        return dh.view(h.shape).to(h.dtype), dweight, None
+
+
+class _ReadByToken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, m: Tensor, made: Again | None) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        _keep(ctx, h, made, m)
+        x = torch.bmm(_tokens(m, 1)[:, None], _tokens(h, 2))
+        return h, x.view(*h.shape[:-2], h.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, to_h: Tensor | None, to_x: Tensor | None) -> Any:
+        if to_x is None:
+            return to_h, None, None
+        h, m = _kept(ctx)
+        if torch.is_grad_enabled():
+            return *through(_read_by_token, (h, m), to_h, to_x), None
+        dm = torch.bmm(_tokens(to_x, 1)[:, None], _tokens(h, 2).mT).view(m.shape)
+        m, to_x = m[..., None], to_x[..., None, :]
+        return m * to_x if to_h is None else torch.addcmul(to_h, m, to_x), dm, None
+
+
+class _MixByToken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None) -> Tensor:
+        _keep(ctx, h, made, r, w, y)
+        ctx.maker = _MixByToken
+        return _mixed_by_token(h, r, w, y)
+
+    @staticmethod
+    def make(ctx: Any) -> Tensor:
+        return (_mix_by_token if torch.is_grad_enabled() else _mixed_by_token)(*_kept(ctx))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        h, r, w, y = _kept(ctx)
+        if torch.is_grad_enabled():
+            return *through(_mix_by_token, (h, r, w, y), grad), None
+        g = _tokens(grad, 2)
+        return (
+            torch.bmm(_tokens(r, 2).mT.contiguous(), g).view(h.shape),
+            torch.bmm(g, _tokens(h, 2).mT).view(r.shape),
+            torch.bmm(_tokens(y, 1)[:, None], g.mT).view(w.shape),
+            torch.bmm(_tokens(w, 1)[:, None], g).view(y.shape),
+            None,
+        )
+
+
+def _mixed_by_token(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    mixed = torch.bmm(_tokens(r, 2), _tokens(h, 2)).view(*r.shape[:-1], h.shape[-1])
+    return mixed.addcmul_(w[..., None], y[..., None, :])
