@@ -204,6 +204,6 @@ def _final_norm(stack: HostStack, own: Residual) -> str:
 
 def _preservation(difference: float | None, init: str) -> str:
     if difference is None:
-        return "not measured: loaded from a checkpoint"
+        return "not measured: loaded from a checkpoint, or patched with verify=False"
     text = "bit-equal to the host" if difference == 0 else f"relative difference from the host {difference:.1e}"
     return f"{text}, measured when patched" + ("" if init == "preserve" else " (init='paper' does not keep the host)")

@@ -104,8 +104,11 @@ def offset_of(module: nn.Module) -> float:
 @torch.no_grad()
 def scale(parameter: Tensor, gain: float | Tensor, offset: float = 0.0) -> None:
     """Multiply, in place, what a parameter stands for: itself, or in a norm with an offset the sum with it."""
-    wide = parameter.to(torch.promote_types(parameter.dtype, torch.float32)) if offset else parameter
-    parameter.copy_((wide + offset) * gain - offset if offset else parameter * gain)
+    if not offset:
+        parameter.mul_(gain)
+        return
+    wide = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+    parameter.copy_((wide + offset) * gain - offset)
 
 
 def multiply(root: nn.Module, edit: Edit) -> None:

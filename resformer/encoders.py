@@ -43,6 +43,7 @@ def build_encoder(
     placement: str | None = None,
     auto: Any = AutoModel,
     attention: str | None = None,
+    verify: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
     """A model of any depth and width with a residual scheme in it, with fresh weights.
@@ -67,7 +68,7 @@ def build_encoder(
         auto: `AutoModel`, `AutoModelForSequenceClassification` (with num_labels), `AutoModelForMaskedLM` ...; with
             `AutoModelForCausalLM` an encoder becomes a decoder.
         attention: the implementation of transformers, "eager" or "sdpa"; by default its own choice.
-        placement, options: as for `resformer.patch`.
+        placement, verify, options: as for `resformer.patch`.
 
     Each weight is drawn on the CPU from a generator of its own, whose seed follows from the weight's name and from one
     number of torch's global generator. After equal `torch.manual_seed` two models share every weight that has the same
@@ -127,7 +128,7 @@ def build_encoder(
             f"pads with {tokenizer.pad_token_id}; train one that pads with number {pads}, or take another family"
         )
     _draw(model, _xavier(model) if weight_init == "xavier" else lambda module: std, seed)
-    return patch(model.to(device), scheme, init=init, placement=placement, **options)
+    return patch(model.to(device), scheme, init=init, placement=placement, verify=verify, **options)
 
 
 def _heads(config: type) -> list[str]:

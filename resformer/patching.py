@@ -47,6 +47,7 @@ def patch(
     init: str = "preserve",
     placement: str | None = None,
     layers: Layers | dict[str, Layers] = None,
+    verify: bool = True,
     **options: Any,
 ) -> Model:
     """Change the residual connection around every sublayer of a model, in place, keeping its weights.
@@ -62,6 +63,11 @@ def patch(
             placement (post_ln, pre_ln, deepnorm ...) fix it themselves.
         layers: a contiguous range of layers; by default all. What schemes count (layers, sites) they count within it.
             Of an encoder-decoder by stack: {"decoder": range(6)} leaves the encoder as it is.
+        verify: run the model on a few tokens, before and after it is patched. With False it is not run, and what only
+            that shows is not checked: that the family describes what the layers compute, that each site is visited
+            once, that the projections inside of which a scheme acts are called as modules, that the patched model runs,
+            and, with init="preserve", that it computes what it did. What follows from classes, shapes and configuration
+            is checked all the same. For models of a kind that was verified before.
         options: the scheme's own, see its docstring.
 
     What a scheme draws at random follows from one number of torch's global generator and the site where it stands:
@@ -92,23 +98,32 @@ def patch(
         "layers": _recorded(chosen, by_stack=two or isinstance(layers, dict)) if two or layers is not None else None,
         "options": options,
     }
-    expected = first_probe(host)
-    check_described(host, plan, chosen, scheme)
+    expected = None
+    if verify:
+        expected = first_probe(host)
+        check_described(host, plan, chosen, scheme)
     try:
         attach(host, plan)
-        change = difference(probe_patched(host, scheme), expected)
-        if init == "preserve" and change > FAR.get(expected.dtype, 0.2):
-            raise ValueError(
-                f"scheme {scheme!r} should keep what this {type(model).__name__} computes, and the relative difference "
-                f"is {change:.1e}: its `preserves` promises too much, or something that the family does not know of "
-                "takes part, such as adapters on projections that are scaled (merge them first); or pass init='paper'"
-            )
+        if expected is not None:
+            plan.residuals[0].difference = _check_kept(host, scheme, init, expected)
     except BaseException:
         detach(host)
         raise
-    plan.residuals[0].difference = change
     mark(model, settings)
     return model
+
+
+def _check_kept(host: Host, scheme: str, init: str, expected: Tensor) -> float:
+    """How far a patched model is from what it computed before, relative; a `ValueError` if it should be nearer."""
+    change = difference(probe_patched(host, scheme), expected)
+    if init == "preserve" and change > FAR.get(expected.dtype, 0.2):
+        raise ValueError(
+            f"scheme {scheme!r} should keep what this {type(host.model).__name__} computes, and the relative "
+            f"difference is {change:.1e}: its `preserves` promises too much, or something that the family does not "
+            "know of takes part, such as adapters on projections that are scaled (merge them first); or pass "
+            "init='paper'"
+        )
+    return change
 
 
 def check_described(host: Host, plan: Plan, chosen: Chosen, scheme: str = "identity") -> None:

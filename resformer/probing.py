@@ -73,7 +73,8 @@ def _is_vector(p: Tensor) -> bool:
 
 
 def _is_zero(p: Tensor) -> bool:
-    return p.numel() > 0 and not p[0].any() and not p.any()  # of most matrices the first row tells
+    # of most matrices the first row tells; that of an embedding may be padding, which is zero
+    return p.numel() > 0 and not p[0].any() and not p[-1].any() and not p.any()
 
 
 def first_probe(host: Host) -> Tensor:

@@ -28,6 +28,8 @@ def parse_scheme(text: str) -> tuple[str, dict[str, Any]]:
         if keyword.arg is None or keyword.arg in read:
             twice = f"option {keyword.arg!r} is given twice" if keyword.arg else "options need a name"
             raise ValueError(f"cannot read scheme {text!r}: {twice}; {form}")
+        if keyword.arg == "verify":
+            raise ValueError(f"scheme {text!r} sets 'verify', which is of resformer.patch and not of a scheme")
         try:
             read[keyword.arg] = ast.literal_eval(keyword.value)
         except ValueError:

@@ -411,5 +411,14 @@ def test_a_piece_without_cells_is_no_failure(resformer, tmp_path, monkeypatch):
 
 
 def test_start_is_cheap():
-    heavy = "import sys, resformer.cli; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout == "[]\n"
+    code = """
+import sys
+from resformer.cli import main
+try:
+    main(["--help"])
+finally:
+    print([name for name in ("torch", "transformers", "datasets") if name in sys.modules], file=sys.stderr)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "schemes" in ran.stdout
+    assert ran.stderr == "[]\n"

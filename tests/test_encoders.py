@@ -166,6 +166,15 @@ def test_all_schemes_start_from_equal_host_weights(name):
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
+def test_an_encoder_that_is_not_verified_is_the_same():
+    torch.manual_seed(0)
+    expected = build_encoder(2, 16, "highway", vocab_size=30).state_dict()
+    torch.manual_seed(0)
+    model = build_encoder(2, 16, "highway", vocab_size=30, verify=False)
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    assert "not measured" in str(describe(model))
+
+
 def test_weight_inits():
     def stds(weight_init):
         torch.manual_seed(0)

@@ -186,6 +186,41 @@ def test_describe_says_what_is_in_force():
     assert "does not keep the host" in " ".join(post.split())
 
 
+# ------------------------------------------------------------------------------------------------ not verified
+
+
+@pytest.mark.parametrize("init", ["paper", "preserve"])
+@pytest.mark.parametrize("name", ["identity", *sorted(KINDS)])
+def test_a_model_that_is_not_verified_is_the_same(name, init):
+    if init == "preserve" and not can_preserve(name, {}, "post"):
+        pytest.skip("refused")
+    torch.manual_seed(0)
+    verified = resformer.patch(tiny_host("bert"), name, init=init)
+    drawn = torch.get_rng_state()
+    torch.manual_seed(0)
+    model = resformer.patch(tiny_host("bert"), name, init=init, verify=False)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert_same(snapshot(model), snapshot(verified))
+    assert torch.equal(model(**batch()).last_hidden_state, verified(**batch()).last_hidden_state)
+    assert_same(snapshot(resformer.unpatch(model)), snapshot(tiny_host("bert")))
+
+
+def test_a_model_that_is_not_verified_is_not_run():
+    model = tiny_host("bert")
+
+    def fail(*args):
+        raise RuntimeError("it was run")
+
+    hook = model.encoder.layer[0].register_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match="it was run"):
+        resformer.patch(model, "rezero")
+    resformer.patch(model, "rezero", verify=False)
+    hook.remove()
+    assert "not measured" in str(resformer.describe(model))
+    resformer.patch(resformer.unpatch(model), "rezero")
+    assert "not measured" not in str(resformer.describe(model))
+
+
 # ------------------------------------------------------------------------------------------------ refused
 
 
@@ -215,35 +250,38 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize(("name", "arguments", "message"), REFUSED, ids=[f"{n}-{a}" for n, a, _ in REFUSED])
-def test_bad_input_is_refused_and_changes_nothing(name, arguments, message):
+def test_bad_input_is_refused_and_changes_nothing(name, arguments, message, verify):
     model = tiny_host("bert", layers=3)
     before = snapshot(model)
     with pytest.raises(ValueError, match=message):
-        resformer.patch(model, name, **arguments)
+        resformer.patch(model, name, verify=verify, **arguments)
     assert_same(snapshot(model), before)
 
 
-def test_models_that_cannot_be_patched():
+@pytest.mark.parametrize("verify", [True, False])
+def test_models_that_cannot_be_patched(verify):
     with pytest.raises(ValueError, match="before wrapping"):
-        resformer.patch(torch.nn.DataParallel(tiny_host("bert")), "rezero")
+        resformer.patch(torch.nn.DataParallel(tiny_host("bert")), "rezero", verify=verify)
     with pytest.raises(ValueError, match="before wrapping"):
-        resformer.patch(torch.compile(tiny_host("bert")), "rezero")
+        resformer.patch(torch.compile(tiny_host("bert")), "rezero", verify=verify)
     with pytest.raises(ValueError, match="ResidualStack"):
-        resformer.patch(torch.nn.Linear(2, 2), "rezero")
+        resformer.patch(torch.nn.Linear(2, 2), "rezero", verify=verify)
     from transformers import LongT5EncoderModel
 
     other = LongT5EncoderModel(LongT5Config(d_model=16, d_ff=16, d_kv=8, num_heads=2, num_layers=1, vocab_size=20))
     with pytest.raises(ValueError, match=r"LongT5EncoderModel.*nearest by name: .*t5.*register_family"):
-        resformer.patch(other, "rezero")
+        resformer.patch(other, "rezero", verify=verify)
     with torch.device("meta"):
         empty = BertModel(BertConfig(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=20))
     with pytest.raises(ValueError, match="no weights"):
-        resformer.patch(empty, "rezero")
+        resformer.patch(empty, "rezero", verify=verify)
     assert not any(isinstance(m, Residual) for m in empty.modules())
 
 
-def test_a_subclass_of_a_known_layer_is_not_guessed():
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_subclass_of_a_known_layer_is_not_guessed(verify):
     model = tiny_host("bert")
 
     class Other(type(model.encoder.layer[0])):
@@ -251,30 +289,32 @@ def test_a_subclass_of_a_known_layer_is_not_guessed():
 
     model.encoder.layer[1].__class__ = Other
     with pytest.raises(ValueError, match="exact class"):
-        resformer.patch(model, "rezero")
+        resformer.patch(model, "rezero", verify=verify)
 
 
-def test_a_forward_on_the_object_is_refused():
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_forward_on_the_object_is_refused(verify):
     """As accelerate's hooks set one: patching would change nothing, and say that all is well."""
     model = tiny_host("bert")
     layer = model.encoder.layer[1]
     layer.forward = layer.forward
     with pytest.raises(ValueError, match="patch the model first"):
-        resformer.patch(model, "plain", init="paper")
+        resformer.patch(model, "plain", init="paper", verify=verify)
 
 
 def with_sites(family, *sites):
     return replace(family, stacks=(replace(family.stacks[0], sites=sites),))
 
 
-def test_a_sublayer_that_the_family_does_not_know_is_refused(monkeypatch):
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_sublayer_that_the_family_does_not_know_is_refused(monkeypatch, verify):
     from resformer.hosts import family as module
 
     bert = families()["bert"]
     monkeypatch.setitem(module._FAMILIES, "bert", with_sites(bert, bert.stacks[0].sites[0], bert.stacks[0].sites[2]))
     resformer.patch(tiny_host("bert"), "rezero")
     with pytest.raises(ValueError, match="says nothing of 'crossattention'"):
-        resformer.patch(tiny_host("bert", is_decoder=True, add_cross_attention=True), "rezero")
+        resformer.patch(tiny_host("bert", is_decoder=True, add_cross_attention=True), "rezero", verify=verify)
 
 
 @pytest.mark.parametrize(("name", "init"), [("deepnorm", "paper"), ("deepnorm", "preserve")])
@@ -311,14 +351,15 @@ def test_layers_must_not_be_dropped_from_under_a_stream():
     resformer.patch(model, "highway")
 
 
-def test_twice_and_not_at_all():
+@pytest.mark.parametrize("verify", [True, False])
+def test_twice_and_not_at_all(verify):
     model = tiny_host("bert")
     with pytest.raises(ValueError, match="not patched"):
         resformer.unpatch(model)
-    resformer.patch(model, "rezero")
+    resformer.patch(model, "rezero", verify=verify)
     before = snapshot(model)
     with pytest.raises(ValueError, match=r"already, with 'rezero'.*unpatch"):
-        resformer.patch(model, "highway")
+        resformer.patch(model, "highway", verify=verify)
     assert_same(snapshot(model), before)
 
 

@@ -33,6 +33,7 @@ def test_schemes_are_read(text, name, options):
         ("a:x=1\0", "NAME:OPTION=VALUE"),
         ("a:**{'x': 1}", "need a name"),
         ("a:x=1,x=2", "'x' is given twice"),
+        ("a:verify=false", "of resformer.patch and not of a scheme"),
     ],
 )
 def test_malformed_schemes_are_refused(text, says):

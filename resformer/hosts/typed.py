@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -11,7 +12,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 def check_types(spec: Any, who: str, skip: tuple[str, ...] = ()) -> None:
     """A `ValueError` for the first field of a dataclass, or of those that it holds, that is not what its annotation
     says; lists pass for tuples. `skip`: fields, of any of them, that are checked elsewhere."""
-    hints = get_type_hints(type(spec))
+    cls: Any = type(spec)
+    hints = _hints(cls)
     for field in fields(spec):
         if field.name in skip:
             continue
@@ -25,6 +27,11 @@ def check_types(spec: Any, who: str, skip: tuple[str, ...] = ()) -> None:
                 kind = type(member).__name__.lower()
                 where = f"{kind} {name!r} of {who}" if name else f"a {kind} in `{field.name}` of {who}"
                 check_types(member, where, skip)
+
+
+@functools.cache  # there are a few classes, and hundreds of specs; reading the annotations takes a while
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _fits(value: Any, hint: Any) -> bool:
