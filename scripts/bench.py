@@ -1,6 +1,6 @@
 """Speed and memory, measured side by side: see scripts/studies/benchmark/README.md.
 
-    python scripts/bench.py                                     all suites that need no data
+    python scripts/bench.py                                     all suites for which there is what they need
     python scripts/bench.py --suite overhead schemes --json F   two of them, kept in F and beside it as Markdown
     python scripts/bench.py --suite schemes --only mhc --again  one row anew
 
@@ -10,13 +10,14 @@ What the file holds is not measured again, so an interrupted benchmark goes on w
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import datasets
 import torch
 from rich.console import Console
 
-from benchmark import finetune
+from benchmark import finetune, overhead, peers, schemes
 from benchmark.record import Record, machine
 from benchmark.suite import Bench, Suite, choose
 from benchmark.table import markdown, terminal
@@ -24,7 +25,7 @@ from resformer.cli.speaking import quiet
 from resformer.files import write_text_atomically
 from resformer.train.progress import progress_bar
 
-SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in (finetune,)}
+SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in (overhead, schemes, peers, finetune)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,11 +54,14 @@ def run(given: argparse.Namespace) -> None:
         raise ValueError(f"threads is {given.threads} and seeds {given.seeds}; both must be at least 1")
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', and torch finds none; leave it out")
-    lacking = [name for name, suite in SUITES.items() if any(getattr(given, need) is None for need in suite.needs)]
+    lacking = {name: lack for name, suite in SUITES.items() if (lack := suite.lacks(given))}
+    if given.suite is None:
+        for name, lack in lacking.items():
+            print(f"suite {name} is left out: {lack}", file=sys.stderr)
     plan = choose(SUITES, given.suite or [name for name in SUITES if name not in lacking], given.only)
     for suite in plan:
         if suite.name in lacking:
-            raise ValueError(f"suite {suite.name!r} needs {' and '.join(f'--{need}' for need in suite.needs)}")
+            raise ValueError(f"suite {suite.name!r} cannot be measured: {lacking[suite.name]}")
     for folder in filter(None, (given.model, given.data)):
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder; give one that is there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,9 @@ class Suite:
 
     Args:
         about: what is measured against what, for the reader of the table.
-        shown: the quantities of the table, in order.
+        shown: the quantities of the table, in order; more: those that Markdown has room for.
         measure: (row, bench) -> the quantities; what takes long is kept piecemeal by `bench.record.part`.
-        needs: options without which there is nothing to measure.
+        needs: options, and packages, without which there is nothing to measure.
     """
 
     name: str
@@ -95,7 +96,17 @@ class Suite:
     shown: tuple[str, ...]
     rows: tuple[Row, ...]
     measure: Callable[[Row, Bench], Values]
+    more: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+
+    def lacks(self, given: Any) -> str:
+        """What is to be done before it can be measured."""
+        if any(getattr(given, need) is None for need in self.needs):
+            return f"it needs {' and '.join(f'--{need}' for need in self.needs)}"
+        if lacking := [name for name in self.packages if find_spec(name) is None]:
+            return f"it needs {' and '.join(lacking)}: pip install -e '.[bench]'"
+        return ""
 
     def chosen(self, only: list[str]) -> list[Row]:
         """Those named, or all that need not be."""

@@ -39,15 +39,17 @@ def terminal(suite: Suite, record: Record) -> Table:
     """At most 80 columns wide."""
     table = Table(title=suite.name, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), width=80)
     for name in ("", *suite.shown, "goals"):
-        table.add_column(name, justify="left" if name in ("", "goals") else "right")
+        table.add_column(name, justify="left" if name in ("", "goals") else "right", overflow="fold")
     for row in suite.rows:
         if (found := record.row(suite.name, row.name)) is not None:
-            table.add_row(*_cells(suite, row, found["values"]))
+            table.add_row(
+                *(cell.replace("; ", "\n").replace(" (", "\n(") for cell in _cells(row, suite.shown, found["values"]))
+            )
     return table
 
 
-def _cells(suite: Suite, row: Row, values: dict[str, Value]) -> list[str]:
-    return [row.name, *(marked(row, q, values) for q in suite.shown), "; ".join(map(str, row.goals))]
+def _cells(row: Row, shown: tuple[str, ...], values: dict[str, Value]) -> list[str]:
+    return [row.name, *(marked(row, quantity, values) for quantity in shown), "; ".join(map(str, row.goals))]
 
 
 def markdown(suites: dict[str, Suite], record: Record) -> str:
@@ -59,9 +61,10 @@ def markdown(suites: dict[str, Suite], record: Record) -> str:
         if not kept:
             continue
         lines += [f"## {suite.name}", "", f"{suite.about}.", ""]
-        heads = ["", *suite.shown, "goals"]
+        quantities = (*suite.shown, *suite.more)
+        heads = ["", *quantities, "goals"]
         lines += [_line(heads), _line(["---"] * len(heads))]
-        lines += [_line(_cells(suite, row, found["values"])) for row, found in kept]
+        lines += [_line(_cells(row, quantities, found["values"])) for row, found in kept]
         lines += [""] + [f"- {row.name}: {row.note}" for row, _ in kept if row.note] + [""]
         lines += [f"    {made}" for made in dict.fromkeys(_made(found["made"]) for _, found in kept)] + [""]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
