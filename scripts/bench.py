@@ -10,6 +10,7 @@ What the file holds is not measured again, so an interrupted benchmark goes on w
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import datasets
 import torch
 from rich.console import Console
 
-from benchmark import finetune, overhead, peers, schemes
+from benchmark import depth, finetune, overhead, peers, pretrain, schemes, startup, study
 from benchmark.record import Record, machine
 from benchmark.suite import Bench, Suite, choose
 from benchmark.table import markdown, terminal
@@ -25,7 +26,8 @@ from resformer.cli.speaking import quiet
 from resformer.files import write_text_atomically
 from resformer.train.progress import progress_bar
 
-SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in (overhead, schemes, peers, finetune)}
+MODULES = (overhead, schemes, peers, pretrain, depth, startup, study, finetune)
+SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,29 +67,28 @@ def run(given: argparse.Namespace) -> None:
     for folder in filter(None, (given.model, given.data)):
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder; give one that is there")
+    if given.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # where there is a GPU as well
     quiet()
     datasets.disable_progress_bars()
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     record = Record(given.json, machine(device), _command(given))
-    console = Console()
     for suite, rows in plan.items():
         with progress_bar(len(rows), shown=True, what=suite.name) as update:
-            if given.again:
-                for row in rows:
-                    record.forget(suite.name, row.name)
+            for row in rows if given.again else ():
+                record.forget(suite.name, row.name)
             for number, row in enumerate(rows):
-                if record.row(suite.name, row.name) is not None:
+                if record.has(suite.name, row.name, given.pairs) and not suite.piecemeal:
                     continue
                 tell = lambda note, number=number, row=row: update(completed=number, note=f"{row.name}: {note}")
-                tell("")
                 bench = Bench(
                     record, device, given.pairs, model=given.model, data=given.data, seeds=given.seeds, tell=tell
                 )
-                record.keep(suite.name, row.name, suite.measure(row, bench))
+                record.keep(suite.name, row.name, suite.measure(row, bench), given.pairs)
                 if given.json is not None:
                     write_text_atomically(given.json.with_suffix(".md"), markdown(SUITES, record))
-        console.print(terminal(suite, record))
+        Console().print(terminal(suite, record))
 
 
 def _command(given: argparse.Namespace) -> str:

@@ -35,11 +35,18 @@ class Record:
                 raise ValueError(f"{path} was measured on {there}, and this is {machine}; give another file")
 
     def row(self, suite: str, row: str) -> dict[str, Any] | None:
+        """Its values and how they were made; None if it was not measured."""
         return self.content["suites"].get(suite, {}).get(row)
 
-    def keep(self, suite: str, row: str, values: dict[str, Any]) -> None:
+    def has(self, suite: str, row: str, pairs: int) -> bool:
+        """Whether it was measured with so many pairs at least."""
+        found = self.row(suite, row)
+        return found is not None and found["made"]["pairs"] >= pairs
+
+    def keep(self, suite: str, row: str, values: dict[str, Any], pairs: int) -> None:
         made = {key: value for key, value in provenance().items() if key != "command"}
-        self.content["suites"].setdefault(suite, {})[row] = {"values": values, "made": made | {"command": self.command}}
+        made |= {"command": self.command, "pairs": pairs}
+        self.content["suites"].setdefault(suite, {})[row] = {"values": values, "made": made}
         self.write()
 
     def part(self, suite: str, name: str, measure: Callable[[], Any]) -> Any:

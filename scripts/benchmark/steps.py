@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from benchmark.measuring import estimate, interleaved, matrix_rate, products, ratios
+from benchmark.measuring import interleaved, matrix_rate, products, ratios
 from benchmark.nets import Subject, random_batch, stock
 from benchmark.suite import Bench, Size, Values
 from resformer.train.cost import peak_memory_mb, reset_peak_memory
@@ -47,7 +47,7 @@ def compare(make: Make, bases: dict[str, Make], bench: Bench) -> Values:
     rate = machine_rate(bench.size, one.dtype, bench.device)
     return values | {
         "ms": 1000 * median(taken["one"]),
-        "of rate": estimate([one.flops / seconds / rate for seconds in taken["one"]]),
+        "of rate": one.flops / median(taken["one"]) / rate,
     }
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import DatasetDict
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler, set_seed
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_scheduler,
+    set_seed,
+)
 
 from resformer.data.tasks import Task
 from resformer.train.loop import make_accelerator
@@ -70,3 +79,45 @@ def glue_epoch(
     with torch.no_grad():
         answers = [model(**batch).logits.argmax(-1).cpu().numpy() for batch in held_loader]
     return taken, np.concatenate(answers)
+
+
+def mlm_steps(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[np.ndarray],
+    *,
+    batch_size: int,
+    precision: str,
+    at_once: int = 1,
+    learning_rate: float = 1e-4,
+) -> Iterator[None]:
+    """Steps of masked language modelling without end, `at_once` at a time: transformers' collator, autocast, and
+    torch's AdamW as they come.
+
+    `samples` hold the ids of full-length inputs, special tokens included.
+    """
+    special = tokenizer.all_special_ids
+    rows = [
+        {
+            "input_ids": ids.tolist(),
+            "attention_mask": [1] * len(ids),
+            "special_tokens_mask": np.isin(ids, special).astype(int).tolist(),
+        }
+        for ids in samples
+    ]
+    loader = DataLoader(
+        rows, shuffle=True, batch_size=batch_size, collate_fn=DataCollatorForLanguageModeling(tokenizer)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    device = model.device
+    model.train()
+    for epoch in count():
+        for number, batch in enumerate(loader, epoch * len(loader) + 1):
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if number % at_once == 0:
+                yield

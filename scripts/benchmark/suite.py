@@ -88,6 +88,7 @@ class Suite:
         about: what is measured against what, for the reader of the table.
         shown: the quantities of the table, in order; more: those that Markdown has room for.
         measure: (row, bench) -> the quantities; what takes long is kept piecemeal by `bench.record.part`.
+        piecemeal: whether rows are only made of kept parts, and so made anew whenever they are asked for.
         needs: options, and packages, without which there is nothing to measure.
     """
 
@@ -97,6 +98,7 @@ class Suite:
     rows: tuple[Row, ...]
     measure: Callable[[Row, Bench], Values]
     more: tuple[str, ...] = ()
+    piecemeal: bool = False
     needs: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
 

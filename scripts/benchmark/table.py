@@ -26,13 +26,9 @@ def shown(value: Value) -> str:
         return f"{shown(value['median'])} ({shown(value['low'])}-{shown(value['high'])})"
     if isinstance(value, str):
         return value
-    return (
-        f"{value:.2f}"
-        if abs(value) >= 0.995 and abs(value) < 9.995
-        else f"{value:.3g}"
-        if abs(value) < 1000
-        else f"{value:,.0f}"
-    )
+    if 0.995 <= abs(value) < 9.995:
+        return f"{value:.2f}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def terminal(suite: Suite, record: Record) -> Table:
@@ -42,9 +38,8 @@ def terminal(suite: Suite, record: Record) -> Table:
         table.add_column(name, justify="left" if name in ("", "goals") else "right", overflow="fold")
     for row in suite.rows:
         if (found := record.row(suite.name, row.name)) is not None:
-            table.add_row(
-                *(cell.replace("; ", "\n").replace(" (", "\n(") for cell in _cells(row, suite.shown, found["values"]))
-            )
+            cells = _cells(row, suite.shown, found["values"])
+            table.add_row(*(cell.replace("; ", "\n").replace(" (", "\n(") for cell in cells))
     return table
 
 
