@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmark.measuring import estimate, interleaved, ratios
 from benchmark.steps import machine_rate
@@ -119,13 +119,16 @@ def _ours(
     return Steps(comes, settings.matmul_precision, flops, found.activations_mib)
 
 
-def _theirs(tokenizer: PreTrainedTokenizerBase, packed: Packed, precision: str, at_once: int, bench: Bench) -> Steps:
-    size = bench.size
+def stock_model(size: Size, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     torch.manual_seed(0)
     config = encoder_config(
         "bert", size.depth, size.width, tokenizer=tokenizer, max_length=size.length, dropout=size.dropout
     )
-    model = AutoModelForMaskedLM.from_config(config).to(bench.device)
+    return AutoModelForMaskedLM.from_config(config)
+
+
+def _theirs(tokenizer: PreTrainedTokenizerBase, packed: Packed, precision: str, at_once: int, bench: Bench) -> Steps:
+    size, model = bench.size, stock_model(bench.size, tokenizer).to(bench.device)
 
     def loss(model: Any, rows: int, length: int) -> torch.Tensor:
         ids = torch.from_numpy(packed.batch(range(rows))).to(bench.device)

@@ -39,7 +39,7 @@ def terminal(suite: Suite, record: Record) -> Table:
     for row in suite.rows:
         if (found := record.row(suite.name, row.name)) is not None:
             cells = _cells(row, suite.shown, found["values"])
-            table.add_row(*(cell.replace("; ", "\n").replace(" (", "\n(") for cell in cells))
+            table.add_row(*(cell.replace("; ", "\n").replace(" (", "\n").replace(")", "") for cell in cells))
     return table
 
 
