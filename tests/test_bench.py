@@ -27,7 +27,7 @@ from benchmark.measuring import interleaved, interval, matrix_rate, products, ra
 from benchmark.nets import Subject, loss_of_logits
 from benchmark.record import Record
 from benchmark.stock import glue_epoch, mlm_steps
-from benchmark.suite import Bench, Goal, Row, Size, Suite
+from benchmark.suite import Bench, Goal, Row, Size, Suite, choose
 from benchmark.table import markdown, marked
 
 CPU = torch.device("cpu")
@@ -190,6 +190,14 @@ def test_wrong_names_are_told_before_work(counted, arguments, said, capsys):
         bench.main(["--suite", "one", *arguments] if "--suite" not in arguments else arguments)
     assert said in capsys.readouterr().err
     assert counted == []
+
+
+def test_rows_for_large_machines_are_measured_by_name():
+    everything = {suite.name: [row.name for row in rows] for suite, rows in choose(bench.SUITES, ["all"], []).items()}
+    assert everything.keys() == bench.SUITES.keys()
+    assert "xt attn_aggregated_residuals" not in everything["peers"]
+    ((suite, (row,)),) = choose(bench.SUITES, ["all"], ["xt attn_aggregated_residuals"]).items()
+    assert (suite.name, row.name) == ("peers", "xt attn_aggregated_residuals")
 
 
 def test_fine_tuning_needs_a_model_and_data(capsys):

@@ -110,8 +110,8 @@ SUITE = Suite(
     "finetune",
     "one epoch of a pretrained encoder, batches of 32, lr 5e-5: seconds of the loop of transformers' "
     "run_glue_no_trainer.py in fp32 over those of `resformer finetune`, a pair a seed; sst2: its first 5,000 rows. "
-    "gap: difference of the mean scores on the dev split; its standard error is paired by seed. least busy: CPU seconds "
-    "over wall clock, below the number of threads where others took the cores; CPU speed-up: ratio of CPU seconds",
+    "gap: difference of the mean scores on the dev split; its standard error is paired by seed. least busy: CPU "
+    "seconds over wall clock, below the number of threads where others took the cores; CPU speed-up: ratio of these",
     ("speed-up", "stock s", "s", "stock score", "gap", "gap/error"),
     (
         Row("mrpc bf16", (Goal("speed-up", least=4.0), SCORE), ("mrpc", "bf16")),

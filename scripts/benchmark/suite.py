@@ -80,7 +80,7 @@ class Bench:
     tell: Callable[[str], None] = lambda text: None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suite:
     """Rows that are measured one by one.
 
