@@ -93,6 +93,8 @@ def _run(name: str, side: str, seed: int, bench: Bench) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             to, given = Path(folder) / "run", {"max_length": MAX_LENGTH, "save_model": False, "progress": False}
             result = finetune(model, tokenizer, task, data, to, settings, **given)
+        if result["status"] != "ok":
+            raise SystemExit(f"the run of {name}, seed {seed}, {side}, ended {result['status']}; it is not kept")
         seconds, reached = result["cost"]["seconds"], result["score"]
         torch.set_float32_matmul_precision("highest")
     busy = (time.process_time() - busy) / (time.perf_counter() - wall)
