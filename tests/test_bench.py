@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 
@@ -254,6 +255,10 @@ def test_every_row_of_steps_takes_one(suite, row):
     size = replace(TINY, width=128) if row.asked else TINY  # its low rank is 64
     values = suite.measure(row, Bench(Record(), pairs=0, size=size))
     assert {*suite.shown, *suite.more} - {"time", "time / HF", "of rate", "ms"} <= values.keys()
+    record = Record()
+    record.keep(suite.name, row.name, values, 0)
+    for package in suite.packages:
+        assert f"{package.replace('_', '-')} {version(package)}" in markdown({suite.name: suite}, record)
     if row.name in ("stock again", "identity", "xt default", "hc plain"):
         assert values["saved"] == values["FLOP"] == 1.0
 

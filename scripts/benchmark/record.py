@@ -6,6 +6,8 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch
 
 from resformer.files import finite, write_json_atomically
 from resformer.provenance import provenance
+
+PEERS = ("x-transformers", "hyper-connections")
 
 
 class Record:
@@ -45,7 +49,7 @@ class Record:
 
     def keep(self, suite: str, row: str, values: dict[str, Any], pairs: int) -> None:
         made = {key: value for key, value in provenance().items() if key != "command"}
-        made |= {"command": self.command, "pairs": pairs}
+        made |= {"command": self.command, "pairs": pairs} | _peers()
         self.content["suites"].setdefault(suite, {})[row] = {"values": values, "made": made}
         self.write()
 
@@ -68,6 +72,14 @@ class Record:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomically(self.path, finite(self.content))
+
+
+def _peers() -> dict[str, str]:
+    found = {}
+    for name in PEERS:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def machine(device: torch.device) -> dict[str, Any]:

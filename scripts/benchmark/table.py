@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from benchmark.record import Record
+from benchmark.record import PEERS, Record
 from benchmark.suite import Row, Suite, Value
 
 
@@ -61,7 +61,7 @@ def markdown(suites: dict[str, Suite], record: Record) -> str:
         lines += [_line(heads), _line(["---"] * len(heads))]
         lines += [_line(_cells(row, quantities, found["values"])) for row, found in kept]
         lines += [""] + [f"- {row.name}: {row.note}" for row, _ in kept if row.note] + [""]
-        lines += [f"    {made}" for made in dict.fromkeys(_made(found["made"]) for _, found in kept)] + [""]
+        lines += [f"    {made}" for made in dict.fromkeys(_made(suite.name, found["made"]) for _, found in kept)] + [""]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
@@ -69,7 +69,8 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _made(made: dict[str, Any]) -> str:
+def _made(suite: str, made: dict[str, Any]) -> str:
     commit = f"{made['git'][:9]}{' (changed)' * bool(made['dirty'])}" if made["git"] else "no commit"
-    versions = ", ".join(f"{name} {made[name]}" for name in ("torch", "transformers", "python"))
+    names = ("torch", "transformers", *(PEERS if suite == "peers" else ()), "python")
+    versions = ", ".join(f"{name} {made[name]}" for name in names)
     return f"{made['finished'][:10]}, {commit}, {versions}: {made['command']}"
