@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -112,6 +113,14 @@ def test_activations():
     stream = 4 * 64 * 32 * 4 / MIB
     assert 6 * stream <= saved.activations_mib < 0.3 * two.activations_mib, "the input of each layer"
     assert saved.flops_per_token == two.flops_per_token, "what is computed again is not of the model"
+
+
+def test_activations_are_given_back():
+    model, outputs = tower(), []
+    model[1].register_forward_hook(lambda *of_call: outputs.append(StorageWeakRef(of_call[2].untyped_storage())))
+    plan(model, batch=5, length=7, precision="no", loss=tower_loss)
+    assert outputs
+    assert all(output.expired() for output in outputs), "ReLU keeps its own output"
 
 
 def test_everything_is_left_as_it_was():

@@ -156,7 +156,9 @@ def _activations(model: nn.Module, loss: Callable[[], Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor  # which keeps the storage, so that its address is not given to another
+        # Its storage is kept, so that the address is not given to another. The tensor itself would keep the operation
+        # whose output it is, and that in turn the tensor: never freed.
+        return tensor.detach()
 
     with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
         result = loss()

@@ -1,0 +1,104 @@
+"""Speed and memory, measured side by side: see scripts/studies/benchmark/README.md.
+
+    python scripts/bench.py                                     all suites for which there is what they need
+    python scripts/bench.py --suite overhead schemes --json F   two of them, kept in F and beside it as Markdown
+    python scripts/bench.py --suite schemes --only mhc --again  one row anew
+
+What the file holds is not measured again, so an interrupted benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import datasets
+import torch
+from rich.console import Console
+
+from benchmark import depth, finetune, overhead, peers, pretrain, schemes, startup, study
+from benchmark.record import Record, machine
+from benchmark.suite import Bench, Suite, choose
+from benchmark.table import markdown, terminal
+from resformer.cli.speaking import quiet
+from resformer.files import write_text_atomically
+from resformer.train.progress import progress_bar
+
+MODULES = (overhead, schemes, peers, pretrain, depth, startup, study, finetune)
+SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(SUITES)}")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a row, repeatable")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--pairs", type=int, default=15, help="timed, odd; 0: memory and operations alone")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a pretrained encoder (finetune)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="GLUE (finetune)")
+    parser.add_argument("--seeds", type=int, default=5, help="(finetune)")
+    parser.add_argument("--again", action="store_true", help="measure also what the file holds")
+    parser.add_argument("--json", type=Path, metavar="F", help="the file; the Markdown is F with .md")
+    given = parser.parse_args(arguments)
+    try:
+        run(given)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def run(given: argparse.Namespace) -> None:
+    if given.pairs < 0 or (given.pairs and given.pairs % 2 == 0):
+        raise ValueError(f"pairs is {given.pairs}; it must be odd, so that one is in the middle, or 0")
+    if given.threads < 1 or given.seeds < 1:
+        raise ValueError(f"threads is {given.threads} and seeds {given.seeds}; both must be at least 1")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', and torch finds none; leave it out")
+    lacking = {name: lack for name, suite in SUITES.items() if (lack := suite.lacks(given))}
+    if given.suite is None:
+        for name, lack in lacking.items():
+            print(f"suite {name} is left out: {lack}", file=sys.stderr)
+    plan = choose(SUITES, given.suite or [name for name in SUITES if name not in lacking], given.only)
+    for suite in plan:
+        if suite.name in lacking:
+            raise ValueError(f"suite {suite.name!r} cannot be measured: {lacking[suite.name]}")
+    for folder in filter(None, (given.model, given.data)):
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; give one that is there")
+    if given.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # where there is a GPU as well
+    quiet()
+    datasets.disable_progress_bars()
+    torch.set_num_threads(given.threads)
+    device = torch.device(given.device)
+    record = Record(given.json, machine(device), _command(given))
+    for suite, rows in plan.items():
+        with progress_bar(len(rows), shown=True, what=suite.name) as update:
+            for row in rows if given.again else ():
+                record.forget(suite.name, row.name)
+            for number, row in enumerate(rows):
+                if record.has(suite.name, row.name, given.pairs) and not suite.piecemeal:
+                    continue
+                tell = lambda note, number=number, row=row: update(completed=number, note=f"{row.name}: {note}")
+                bench = Bench(
+                    record, device, given.pairs, model=given.model, data=given.data, seeds=given.seeds, tell=tell
+                )
+                record.keep(suite.name, row.name, suite.measure(row, bench), given.pairs)
+                if given.json is not None:
+                    write_text_atomically(given.json.with_suffix(".md"), markdown(SUITES, record))
+        Console().print(terminal(suite, record))
+
+
+def _command(given: argparse.Namespace) -> str:
+    """As a reader would type it: without where somebody's files lie."""
+    words = ["python scripts/bench.py", *(["--suite", *given.suite] if given.suite else [])]
+    words += [f"--only '{name}'" for name in given.only]
+    words += [f"--{name} {getattr(given, name)}" for name in ("device", "threads", "pairs")]
+    words += [f"--{name} DIR" for name in ("model", "data") if getattr(given, name) is not None]
+    return " ".join(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Whether a layer costs the same in deeper nets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from benchmark.measuring import interleaved, ratios
+from benchmark.nets import Batch, Subject, patched
+from benchmark.suite import Bench, Goal, Row, Suite, Values
+
+TIMES = (1, 2, 4, 8)  # of the depth of the other suites
+
+
+def loss_of_states(model: Any, batch: Batch) -> Tensor:
+    """Without a head, whose cost is no layer's."""
+    return model.bert(input_ids=batch["input_ids"])[0].float().square().mean()
+
+
+def measure(row: Row, bench: Bench) -> Values:
+    """All depths in turn; the optimizer's step is part of it."""
+    bench.tell("memory")
+    subjects: dict[int, Subject] = {}
+    for times in TIMES:
+        size = replace(bench.size, depth=times * bench.size.depth)
+        subjects[times] = Subject(patched(size, **row.given), replace(bench, size=size), loss_of_states)
+    base, *deeper = TIMES
+    saved = {times: one.plan.activations_mib / times for times, one in subjects.items()}
+    values: Values = {f"saved x{times}": saved[times] / saved[base] for times in deeper}
+    if bench.pairs:
+        acts = {str(times): one.step for times, one in subjects.items()}
+        taken = interleaved(acts, bench.pairs, bench.device, bench.tell)
+        for times in deeper:
+            values[f"time x{times}"] = ratios([t / times for t in taken[str(times)]], taken[str(base)])
+    return values
+
+
+GOALS = (*(Goal(f"time x{times}", most=1.05) for times in TIMES[1:]), Goal(f"saved x{TIMES[-1]}", most=1.01))
+SUITE = Suite(
+    "depth",
+    "time and saved bytes per layer at 48, 96 and 192 layers over those at 24, of a training step of the encoder "
+    "without a head; each layer of denseformer, dlcl and attn_residual reads all before it, so these are left out",
+    ("time x2", "time x4", "time x8", "saved x8"),
+    tuple(
+        Row(scheme, GOALS, {"scheme": scheme, "init": "paper"})
+        for scheme in ("identity", "layer_scale", "highway", "hyper_connections")
+    ),
+    measure,
+    more=("saved x2", "saved x4"),
+)

@@ -1,0 +1,102 @@
+"""Results in a file that grows row by row, and so goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resformer.files import finite, write_json_atomically
+from resformer.provenance import provenance
+
+PEERS = ("x-transformers", "hyper-connections")
+
+
+class Record:
+    """Rows by suite, and the measured parts of rows that take long.
+
+    Args:
+        path: the JSON file, read if it is there; None: kept nowhere.
+        machine: on which all of it is measured.
+        command: that is being run, as a reader would type it.
+
+    Raises `ValueError` if the file is of another machine: its ratios are not those of this one.
+    """
+
+    def __init__(self, path: Path | None = None, machine: dict[str, Any] | None = None, command: str = "") -> None:
+        self.path, self.command = path, command
+        self.content: dict[str, Any] = {"machine": machine or {}, "suites": {}, "parts": {}}
+        if path is not None and path.exists():
+            self.content = json.loads(path.read_text())
+            if (there := self.content["machine"]) != self.content["machine"] | (machine or {}):
+                raise ValueError(f"{path} was measured on {there}, and this is {machine}; give another file")
+
+    def row(self, suite: str, row: str) -> dict[str, Any] | None:
+        """Its values and how they were made; None if it was not measured."""
+        return self.content["suites"].get(suite, {}).get(row)
+
+    def has(self, suite: str, row: str, pairs: int) -> bool:
+        """Whether it was measured with so many pairs at least."""
+        found = self.row(suite, row)
+        return found is not None and found["made"]["pairs"] >= pairs
+
+    def keep(self, suite: str, row: str, values: dict[str, Any], pairs: int) -> None:
+        made = {key: value for key, value in provenance().items() if key != "command"}
+        made |= {"command": self.command, "pairs": pairs} | _peers()
+        self.content["suites"].setdefault(suite, {})[row] = {"values": values, "made": made}
+        self.write()
+
+    def part(self, suite: str, name: str, measure: Callable[[], Any]) -> Any:
+        """What was measured before under this name, or is now."""
+        parts = self.content["parts"].setdefault(suite, {})
+        if name not in parts:
+            parts[name] = measure()
+            self.write()
+        return parts[name]
+
+    def forget(self, suite: str, row: str) -> None:
+        """A row with the parts whose names begin with the first word of its name."""
+        self.content["suites"].get(suite, {}).pop(row, None)
+        parts = self.content["parts"].get(suite, {})
+        for name in [name for name in parts if name.split()[0] == row.split()[0]]:
+            del parts[name]
+
+    def write(self) -> None:
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json_atomically(self.path, finite(self.content))
+
+
+def _peers() -> dict[str, str]:
+    found = {}
+    for name in PEERS:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, instructions that torch uses, threads of torch, device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": name,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,65 @@
+"""Training steps side by side: what all suites of steps have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from statistics import median
+
+import torch
+
+from benchmark.measuring import interleaved, matrix_rate, products, ratios
+from benchmark.nets import Subject, random_batch, stock
+from benchmark.suite import Bench, Size, Values
+from resformer.train.cost import peak_memory_mb, reset_peak_memory
+
+Make = Callable[[Bench], Subject]
+SHOWN = ("time", "saved", "FLOP", "of rate")
+MORE = ("ms", "saved MiB", "peak MiB", "parameters")
+
+
+def stock_subject(bench: Bench) -> Subject:
+    return Subject(stock(bench.size), bench)
+
+
+def compare(make: Make, bases: dict[str, Make], bench: Bench) -> Values:
+    """The step of `make` against that of each base; what is measured against a base has its name behind it.
+
+    time    ratio of the times of a step, pair by pair, with its interval
+    saved   ratio of the bytes that autograd keeps from forward to backward, each storage once, without the weights
+    FLOP    ratio of the operations of matrix products
+    of rate share of the rate at which this machine multiplies the matrices of the stock model
+    peak    MiB: of the process in a step while it holds no other model, interpreter and all; on a GPU of its tensors
+    """
+    bench.tell("memory")
+    one = make(bench)
+    values: Values = {"peak MiB": _peak(one), "parameters": one.plan.parameters, "saved MiB": one.plan.activations_mib}
+    others = {name: base(bench) for name, base in bases.items()}
+    for name, other in others.items():
+        values["saved" + name] = one.plan.activations_mib / other.plan.activations_mib
+        values["FLOP" + name] = one.flops / other.flops
+    if not bench.pairs:
+        return values
+    acts = {"one": one.step, **{f"base{name}": other.step for name, other in others.items()}}
+    taken = interleaved(acts, bench.pairs, bench.device, bench.tell)
+    for name in others:
+        values["time" + name] = ratios(taken["one"], taken[f"base{name}"])
+    rate = machine_rate(bench.size, one.dtype, bench.device)
+    return values | {
+        "ms": 1000 * median(taken["one"]),
+        "of rate": one.flops / median(taken["one"]) / rate,
+    }
+
+
+@cache
+def machine_rate(size: Size, dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second in the matrix products of the stock model."""
+    model, batch = stock(size).to(device), random_batch(size, device)
+    return matrix_rate(products(model, lambda: model(**batch)), dtype, device)
+
+
+def _peak(subject: Subject) -> float:
+    subject.step()  # makes the optimizer's numbers
+    reset_peak_memory(subject.device)
+    subject.step()
+    return peak_memory_mb(subject.device)

@@ -1,0 +1,322 @@
+"""The benchmark measures what it says; no test looks at a time."""
+
+import itertools
+import json
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from inspect import signature
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from scipy.stats import quantile_test
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+import resformer
+from resformer.data.tasks import TASKS
+from resformer.data.tokenizer import train_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import bench
+from benchmark import depth, finetune, overhead, peers, pretrain, schemes, startup, study
+from benchmark.measuring import interleaved, interval, matrix_rate, products, ratios
+from benchmark.nets import Subject, loss_of_logits
+from benchmark.record import Record
+from benchmark.stock import glue_epoch, mlm_steps
+from benchmark.suite import Bench, Goal, Row, Size, Suite, choose
+from benchmark.table import markdown, marked
+
+CPU = torch.device("cpu")
+TINY = Size(depth=2, width=16, vocabulary=60, batch=2, length=12)
+
+
+@pytest.mark.parametrize("n", range(1, 14))
+def test_the_interval_is_the_narrowest_that_covers_the_median(n):
+    low, high, coverage = interval(list(range(n, 0, -1)))  # the values are their ranks
+    assert low + high == n + 1  # as many left out below as above
+
+    def covered(k):  # of all ways in which n values can lie below (1) or above the median
+        return np.mean([k <= sum(below) <= n - k for below in itertools.product((0, 1), repeat=n)])
+
+    assert coverage == pytest.approx(covered(low) if n > 1 else 0.0)
+    assert low == 1 or coverage >= 0.95
+    assert covered(low + 1) < 0.95
+
+
+def test_the_interval_is_that_of_scipy():
+    values = np.random.default_rng(0).lognormal(size=15)
+    found = quantile_test(values, q=1, p=0.5).confidence_interval(0.95)
+    low, high, coverage = interval(values)
+    assert (low, high) == (found.low, found.high) == (sorted(values)[3], sorted(values)[11])
+    assert coverage == pytest.approx(0.9648, abs=1e-4)
+
+
+def test_ratios_are_pair_by_pair():
+    found = ratios([2.0, 30.0, 1.0], [1.0, 10.0, 1.0])
+    assert (found["median"], found["low"], found["high"], found["n"]) == (2.0, 1.0, 3.0, 3)
+
+
+def test_pairs_are_interleaved_in_turned_order_after_the_warm_up():
+    seen = []
+    taken = interleaved({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3, CPU, lambda note: None)
+    assert "".join(seen) == "abab" + "abbaab"
+    assert [len(times) for times in taken.values()] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("goal", "low", "high", "missed"),
+    [
+        (Goal("time", most=1.05), 1.04, 1.2, False),  # the goal is in the interval
+        (Goal("time", most=1.05), 1.06, 1.2, True),
+        (Goal("time", most=1.05), 1.053, 1.2, False),  # as it is shown
+        (Goal("time", most=1.01, top=1.03), 1.0, 1.03, False),
+        (Goal("time", most=1.01, top=1.03), 1.0, 1.04, True),
+        (Goal("time", least=1.5), 1.2, 1.5, False),
+        (Goal("time", least=1.5), 1.2, 1.4, True),
+    ],
+)
+def test_a_goal_is_missed_by_the_whole_interval(goal, low, high, missed):
+    value = {"median": (low + high) / 2, "low": low, "high": high, "n": 15, "coverage": 0.96}
+    assert goal.missed(value) is missed
+    assert marked(Row("row", (goal,)), "time", {"time": value}).endswith("!") is missed
+    assert marked(Row("row", (goal,)), "saved", {"saved": 9.0}) == "9.00"  # of another quantity
+
+
+class Net(nn.Module):
+    def __init__(self, vocabulary, width):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(vocabulary, width), nn.Linear(width, vocabulary)
+
+    def forward(self, ids):
+        return self.head(self.embedding(ids))
+
+
+def test_saved_bytes_and_operations_by_hand():
+    subject = Subject(Net(TINY.vocabulary, TINY.width), Bench(Record(), size=TINY), loss_of_logits)
+    tokens = TINY.batch * TINY.length
+    ids = 2 * tokens * 8  # of the embedding and of the loss
+    states, log_probabilities, weight_of_loss = tokens * TINY.width * 4, tokens * TINY.vocabulary * 4, 4
+    assert subject.plan.activations_mib * 2**20 == ids + states + log_probabilities + weight_of_loss
+    assert subject.flops == 3 * 2 * tokens * TINY.width * TINY.vocabulary
+    before = subject.model.head.weight.clone()
+    subject.step()
+    assert not torch.equal(before, subject.model.head.weight)
+
+
+def test_the_matrix_rate_is_of_the_linear_layers():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 5))
+    shapes = products(net, lambda: net(torch.zeros(2, 7, 3)))
+    assert shapes == {(14, 3, 4): 1, (14, 4, 5): 1, (14, 5, 5): 2}
+    before = torch.get_float32_matmul_precision()
+    assert matrix_rate(shapes, torch.float32, CPU, repeats=4) > 0
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_record_goes_on_and_merges(tmp_path):
+    path = tmp_path / "new" / "cpu.json"
+    record = Record(path, {"threads": 1}, "python scripts/bench.py")
+    record.keep("overhead", "identity", {"time": 1.0, "lost": float("nan")}, 15)
+    assert [record.part("finetune", "mrpc 0 stock", lambda value=value: value) for value in (1, 2)] == [1, 1]
+    again = Record(path, {"threads": 1})
+    again.keep("schemes", "mhc", {"time": 2.0}, 0)
+    again.keep("overhead", "rezero", {"time": 3.0}, 15)
+    merged = Record(path, {"threads": 1})
+    assert merged.row("overhead", "identity")["values"] == {"time": 1.0, "lost": None}
+    assert merged.row("overhead", "identity")["made"]["command"] == "python scripts/bench.py"
+    assert merged.has("overhead", "rezero", 15)
+    assert not merged.has("schemes", "mhc", 15)  # it had no pairs
+    assert merged.part("finetune", "mrpc 0 stock", lambda: 3) == 1
+    merged.forget("finetune", "mrpc bf16")
+    assert merged.part("finetune", "mrpc 0 stock", lambda: 3) == 3
+    with pytest.raises(ValueError, match=r"was measured on .*'threads': 1.*give another file"):
+        Record(path, {"threads": 2})
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Two suites that count what is measured of them."""
+    seen = []
+
+    def measure(row, given):
+        seen.append(row.name)
+        return {"time": {"median": 1.2, "low": 1.1, "high": 1.3, "n": 15, "coverage": 0.96}}
+
+    goals = (Goal("time", most=1.0),)
+    suites = [
+        Suite(
+            "one", "about one", ("time",), (Row("a", goals, note="why a"), Row("b"), Row("big", asked=True)), measure
+        ),
+        Suite("two", "about two", ("time",), (Row("c"),), measure),
+        Suite("far", "about far", (), (Row("d"),), measure, packages=("no_such_package",)),
+    ]
+    monkeypatch.setattr(bench, "SUITES", {suite.name: suite for suite in suites})
+    return seen
+
+
+def test_a_second_call_measures_what_is_missing(counted, tmp_path, capsys):
+    file = ["--json", str(tmp_path / "cpu.json")]
+    bench.main(["--suite", "one", "--only", "b", *file])
+    bench.main(file)
+    assert counted == ["b", "a", "c"]
+    assert "suite far is left out: it needs no_such_package" in capsys.readouterr().err
+    bench.main(["--suite", "one", "--only", "a", "--again", *file])
+    bench.main(["--suite", "one", "--only", "big", *file])
+    assert counted == ["b", "a", "c", "a", "big"]
+    assert set(json.loads((tmp_path / "cpu.json").read_text())["suites"]["one"]) == {"a", "b", "big"}
+    text = (tmp_path / "cpu.md").read_text()
+    assert "| a | 1.20 (1.10-1.30)! | time <= 1 |" in text
+    assert "- a: why a" in text
+    assert "python scripts/bench.py --suite one --only 'a' --device cpu --threads 1 --pairs 15" in text
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--suite", "onne"], "unknown suite 'onne'. Did you mean 'one'"),
+        (["--suite", "two", "--only", "a"], "unknown row 'a' of the chosen suites"),
+        (["--suite", "far"], "suite 'far' cannot be measured: it needs no_such_package"),
+        (["--pairs", "4"], "pairs is 4; it must be odd"),
+        (["--threads", "0"], "both must be at least 1"),
+        (["--model", "nowhere"], "nowhere is no folder"),
+    ],
+)
+def test_wrong_names_are_told_before_work(counted, arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--suite", "one", *arguments] if "--suite" not in arguments else arguments)
+    assert said in capsys.readouterr().err
+    assert counted == []
+
+
+def test_rows_for_large_machines_are_measured_by_name():
+    everything = {suite.name: [row.name for row in rows] for suite, rows in choose(bench.SUITES, ["all"], []).items()}
+    assert everything.keys() == bench.SUITES.keys()
+    assert "xt attn_aggregated_residuals" not in everything["peers"]
+    ((suite, (row,)),) = choose(bench.SUITES, ["all"], ["xt attn_aggregated_residuals"]).items()
+    assert (suite.name, row.name) == ("peers", "xt attn_aggregated_residuals")
+
+
+def test_fine_tuning_needs_a_model_and_data(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--suite", "finetune"])
+    assert "it needs --model and --data" in capsys.readouterr().err
+
+
+def _reviews(rows):
+    texts = [("dull awful film", "great lovely film")[i % 2] for i in range(rows)]
+    return Dataset.from_dict({"sentence": texts, "label": [i % 2 for i in range(rows)]})
+
+
+def _classifier(tokenizer):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    return BertForSequenceClassification(config)
+
+
+def test_the_stock_loop_of_glue_learns():
+    data = DatasetDict(train=_reviews(160), validation=_reviews(10))
+    tokenizer = train_tokenizer(data["train"]["sentence"])
+    model = _classifier(tokenizer)
+    seconds, answers = glue_epoch(
+        model, tokenizer, TASKS["sst2"], data, seed=0, batch_size=8, max_length=8, learning_rate=1e-2
+    )
+    assert answers.tolist() == data["validation"]["label"]
+    assert seconds > 0
+
+
+def test_the_stock_loop_of_language_models_takes_steps_by_the_number(tmp_path):
+    tokenizer, packed = pretrain.words(TINY, tmp_path)
+    model = pretrain.stock_model(TINY, tokenizer)
+    assert len(tokenizer) == TINY.vocabulary
+    given, samples = [], packed.batch(range(6))
+    model.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs["input_ids"]), with_kwargs=True)
+    steps = mlm_steps(model, tokenizer, samples, batch_size=2, precision="fp32", at_once=2)
+    before = model.cls.predictions.transform.dense.weight.clone()
+    next(steps), next(steps)
+    assert len(given) == 4
+    assert given[0].shape == (2, TINY.length)
+    assert not torch.equal(before, model.cls.predictions.transform.dense.weight)
+
+
+STEPS = [(module.SUITE, row) for module in (overhead, schemes, peers) for row in module.SUITE.rows]
+
+
+@pytest.mark.parametrize(("suite", "row"), STEPS, ids=lambda given: given.name)
+def test_every_row_of_steps_takes_one(suite, row):
+    for package in suite.packages:
+        pytest.importorskip(package)
+    size = replace(TINY, width=128) if row.asked else TINY  # its low rank is 64
+    values = suite.measure(row, Bench(Record(), pairs=0, size=size))
+    assert {*suite.shown, *suite.more} - {"time", "time / HF", "of rate", "ms"} <= values.keys()
+    record = Record()
+    record.keep(suite.name, row.name, values, 0)
+    for package in suite.packages:
+        assert f"{package.replace('_', '-')} {version(package)}" in markdown({suite.name: suite}, record)
+    if row.name in ("stock again", "identity", "xt default", "hc plain"):
+        assert values["saved"] == values["FLOP"] == 1.0
+
+
+@pytest.mark.parametrize("suite", [overhead.SUITE, pretrain.SUITE, depth.SUITE], ids=lambda suite: suite.name)
+def test_what_is_timed_has_all_that_is_shown(suite):
+    for row in suite.rows[:1] if suite is overhead.SUITE else suite.rows:
+        record = Record()
+        values = suite.measure(row, Bench(record, pairs=1, size=TINY))
+        assert {*suite.shown, *suite.more} == values.keys()
+        record.keep(suite.name, row.name, values, 1)
+        assert f"| {row.name} |" in markdown({suite.name: suite}, record)
+        assert all(goal.quantity in values for goal in row.goals)
+
+
+def test_pre_training_computes_the_masked_tokens_alone():
+    values = pretrain.SUITE.measure(pretrain.SUITE.rows[-1], Bench(Record(), pairs=0, size=TINY))
+    assert values["FLOP"] < 1
+    assert values["saved"] < 1
+
+
+def test_fine_tuning_keeps_each_run(tmp_path):
+    pairs = _reviews(16).rename_column("sentence", "sentence1").map(lambda row: {"sentence2": row["sentence1"]})
+    for split in ("train", "validation"):
+        (tmp_path / "mrpc").mkdir(exist_ok=True)
+        pairs.to_parquet(tmp_path / "mrpc" / f"{split}.parquet")
+    tokenizer = train_tokenizer(pairs["sentence1"])
+    _classifier(tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    record = Record()
+    given = Bench(record, model=tmp_path / "model", data=tmp_path, seeds=2, rows=8)
+    row = finetune.SUITE.rows[0]
+    values = finetune.SUITE.measure(row, given)
+    assert {*finetune.SUITE.shown, *finetune.SUITE.more} == values.keys()
+    sides = ("stock", "bf16", "fp32")
+    parts = record.content["parts"]["finetune"]
+    assert parts.keys() == {f"mrpc {seed} {side}" for seed in range(2) for side in sides}
+    for seed in range(2):  # ours is 4 times as fast, and better by 0.1 and 0.3
+        parts[f"mrpc {seed} stock"] |= {"seconds": 8.0, "score": 0.5}
+        parts[f"mrpc {seed} bf16"] |= {"seconds": 2.0, "score": 0.6 + 0.2 * seed}
+    values = finetune.SUITE.measure(row, given)
+    assert values["speed-up"]["median"] == 4.0
+    assert (values["gap"], values["error"], values["verdict"]) == (pytest.approx(0.2), pytest.approx(0.1), "better")
+
+
+def test_start_up_and_study_give_numbers():
+    given = Bench(Record(), pairs=1)
+    for row in startup.SUITE.rows[:2]:
+        assert startup.SUITE.measure(row, given)["ms"]["median"] > 0
+    tiny = {"depths": [1], "width": 8, "seeds": 1, "steps": 2}
+    row = study.SUITE.rows[0]
+    values = study.SUITE.measure(replace(row, given={**row.given, **tiny}), given)
+    assert values["overhead s"]["n"] == 1
+    assert values["overhead s"]["median"] > 0
+
+
+@pytest.mark.skipif("verify" not in signature(resformer.patch).parameters, reason="patch always verifies")
+def test_patching_starts_up():
+    row = startup.SUITE.rows[2]
+    code = startup.PATCH.format(sizes="hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8")
+    assert startup.SUITE.measure(replace(row, given=(("-c", code), True)), Bench(Record(), pairs=1))["ms"]["n"] == 1
