@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resformer.schemes.base import Branch, Norm, Place, Scheme, Stream, count, flag, register, scalar
-from resformer.schemes.sums import weighted
+from resformer.schemes.sums import attended, weighted
 
 History = tuple[Tensor, ...]
 
@@ -178,16 +178,13 @@ class AttnResidual(Scheme):
     def finish(self, s: History, norm: Norm) -> Tensor:
         if self.last_query is not None:
             return norm(self.attend(self.last_query, s))
-        total = torch.stack(s).sum(0)  # shown as the hidden state of a layer; no site reads it
+        total = sum(s[1:], s[0])  # shown as the hidden state of a layer; no site reads it
         return norm(total if self.init == "preserve" else total / len(s))
 
     def attend(self, query: Tensor, sources: History) -> Tensor:
-        v = torch.stack(sources)
-        scores = functional.rms_norm(v, v.shape[-1:], eps=1e-6) @ query
-        weights = scores.softmax(0)
-        self.show(a=weights)
-        h = (weights[..., None] * v).sum(0)
-        return len(sources) * h if self.init == "preserve" else h
+        h, a = attended(query, sources, float(len(sources)) if self.init == "preserve" else 1.0)
+        self.show(a=a)
+        return h
 
 
 @register("depth_lstm")

@@ -6,6 +6,7 @@ passes over memory. Nothing needs one to be right: with `written_out` all scheme
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -51,3 +52,16 @@ def through(formula: Callable[..., Any], inputs: Sequence[Any], *grads: Tensor |
     )
     gradients = dict(zip(map(id, wanted), found, strict=True))
     return tuple(gradients.get(id(x)) for x in inputs)
+
+
+def unrounded(function: Any) -> Any:
+    """The same outside of autocast: what is carried keeps the precision that it has, as the sum of a host does."""
+
+    @functools.wraps(function)
+    def wrapped(x: Tensor, *args: Any) -> Any:
+        if not torch.is_autocast_enabled(x.device.type):
+            return function(x, *args)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args)
+
+    return wrapped

@@ -9,15 +9,13 @@ What a mixture made need not be kept for the backward pass: `again(h)` says how 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from einops import einsum
 from torch import Tensor
 
-from resformer.schemes.fast import fast, through
-
+from resformer.schemes.fast import fast, through, unrounded
 
 
 class Again:
@@ -30,12 +28,12 @@ class Again:
         self.mixture = mixture  # the node of the graph that made them
         self.found: Tensor | None = None
 
-    def __call__(self, *, last: bool = False) -> Tensor:
+    def __call__(self) -> Tensor:
         if torch.is_grad_enabled():  # to differentiate twice, the way there belongs to the graph
             return self.mixture.maker.make(self.mixture)
-        found = self.mixture.maker.make(self.mixture) if self.found is None else self.found
-        self.found = None if last else found
-        return found
+        if self.found is None:
+            self.found = self.mixture.maker.make(self.mixture)
+        return self.found
 
 
 def again(h: Tensor) -> Again | None:
@@ -43,30 +41,27 @@ def again(h: Tensor) -> Again | None:
     return Again(h.grad_fn) if fast() and hasattr(h.grad_fn, "maker") else None
 
 
-def unrounded(function: Any) -> Any:
-    """The same outside of autocast: streams keep the precision that they have, as the sum of a host does."""
-
-    @functools.wraps(function)
-    def wrapped(h: Tensor, *args: Any) -> Any:
-        if not torch.is_autocast_enabled(h.device.type):
-            return function(h, *args)
-        with torch.autocast(h.device.type, enabled=False):
-            return function(h, *args)
-
-    return wrapped
-
-
 def _keep(ctx: Any, h: Tensor, made: Again | None, *others: Tensor) -> None:
-    ctx.made = made
+    ctx.made, ctx.unpacked = made, None
     ctx.save_for_backward(*others, *(() if made else (h,)))
 
 
-def _kept(ctx: Any, *, last: bool = False) -> tuple[Tensor, ...]:
-    """The streams, then the others."""
+def _kept(ctx: Any, *, more: bool = False) -> tuple[Tensor, ...]:
+    """The streams, then the others. They stay unpacked while `more` will be asked: checkpointing unpacks once."""
+    tensors = ctx.saved_tensors if ctx.unpacked is None else ctx.unpacked
+    ctx.unpacked = tensors if more else None
     if ctx.made:
-        return ctx.made(last=last), *ctx.saved_tensors
-    *others, h = ctx.saved_tensors
+        return ctx.made(), *tensors
+    *others, h = tensors
     return h, *others
+
+
+def _first(ctx: Any) -> tuple[Tensor, ...]:
+    """`_kept` of what a site does first, and its backward pass last: the streams need no longer be held."""
+    found = _kept(ctx)
+    if ctx.made:
+        ctx.made.found = None
+    return found
 
 
 # ------------------------------------------------------------------------------------- one mixture for all tokens
@@ -115,7 +110,7 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, to_h: Tensor | None, to_x: Tensor | None) -> Any:
         if to_x is None:
             return to_h, None, None
-        h, m = _kept(ctx, last=True)
+        h, m = _first(ctx)
         if torch.is_grad_enabled():
             return *through(_read, (h, m), to_h, to_x), None
         x = to_x.reshape(-1)
@@ -132,7 +127,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def make(ctx: Any) -> Tensor:
-        return (_mix if torch.is_grad_enabled() else _mixed)(*_kept(ctx))
+        return (_mix if torch.is_grad_enabled() else _mixed)(*_kept(ctx, more=True))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -218,7 +213,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, to_h: Tensor | None, to_z: Tensor | None, to_square: Tensor | None) -> Any:
-        h, weight = _kept(ctx, last=True)
+        h, weight = _first(ctx)
         if torch.is_grad_enabled():
             return *through(_project, (h, weight), to_h, to_z, to_square), None
         if to_z is None and to_square is None:
@@ -230,7 +225,7 @@ class _Project(torch.autograd.Function):
             z = to_z.reshape(len(weight), -1)
             dh, dweight = torch.addmm(dh, z.mT, weight), z @ x
         if to_square is not None:
-            dh = dh.addcmul_(x, 2 * to_square.reshape(-1, 1)) if to_z is not None else torch.addcmul(dh, x, 2 * to_square.reshape(-1, 1))
+            dh = torch.addcmul(dh, x, 2 * to_square.reshape(-1, 1))
         return dh.view(h.shape).to(h.dtype), dweight, None
 
 
@@ -263,7 +258,7 @@ class _MixByToken(torch.autograd.Function):
 
     @staticmethod
     def make(ctx: Any) -> Tensor:
-        return (_mix_by_token if torch.is_grad_enabled() else _mixed_by_token)(*_kept(ctx))
+        return (_mix_by_token if torch.is_grad_enabled() else _mixed_by_token)(*_kept(ctx, more=True))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -142,9 +142,9 @@ class MHC(Scheme):
     def step(self, s: Streams, branch: Branch, norm: Norm) -> Stream:
         (h,) = s
         made = mixing.again(h) if self.place.index % KEPT_BY_TOKEN else None
-        h, z, square = mixing.project(h, self.weight.mT.contiguous(), made)  # the few coefficients, in full precision
-        z = z * torch.rsqrt(square / len(self.weight) + 1e-6)
-        ones = (1,) * square.ndim
+        h, z, power = mixing.project(h, self.weight.mT.contiguous(), made)  # the few coefficients, in full precision
+        z = z * torch.rsqrt(power / len(self.weight) + 1e-6)
+        ones = (1,) * power.ndim
         logits = [
             a * part + b.view(-1, *ones)
             for a, part, b in zip(self.scale, z.split(self.sizes), self.shift.split(self.sizes), strict=True)
@@ -154,8 +154,8 @@ class MHC(Scheme):
         h, x = mixing.read_by_token(h, p, made)
         y = branch(x)
         if len(logits) == 3:
-            logits = rearrange(logits[2], "(R S) ... -> R S ...", S=self.num_streams)
-            r = doubly_stochastic(logits, self.iterations).movedim((0, 1), (-2, -1))
+            square = rearrange(logits[2], "(R S) ... -> R S ...", S=self.num_streams)
+            r = doubly_stochastic(square, self.iterations).movedim((0, 1), (-2, -1))
             self.show(mix=r)
             return (norm(mixing.mix_by_token(h, r, w, y, made)),)
         return (norm(h + einsum(w.to(h.dtype), y, "... R, ... D -> ... R D")),)
@@ -177,8 +177,10 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
 
 def doubly_stochastic(logits: Tensor, iterations: int) -> Tensor:
     """`sinkhorn` of (R S ...), whose last dimensions count tokens."""
-    if fast():
-        return _Sinkhorn.apply(logits, iterations)
+    return _Sinkhorn.apply(logits, iterations) if fast() else _doubly_stochastic(logits, iterations)
+
+
+def _doubly_stochastic(logits: Tensor, iterations: int) -> Tensor:
     return sinkhorn(logits.movedim((0, 1), (-2, -1)), iterations).movedim((-2, -1), (0, 1))
 
 
@@ -199,8 +201,7 @@ class _Sinkhorn(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (logits,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            n = ctx.iterations
-            return *through(lambda z: sinkhorn(z.movedim((0, 1), (-2, -1)), n).movedim((-2, -1), (0, 1)), (logits,), grad), None
+            return *through(lambda z: _doubly_stochastic(z, ctx.iterations), (logits,), grad), None
         p, sums, columns = _scaled(logits, ctx.iterations)
         to_log = grad * p
         for dim, total in reversed(sums):  # of log p' = log p - log Σ p

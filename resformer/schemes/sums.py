@@ -1,4 +1,4 @@
-"""Weighted sums of earlier states, with one weight for each."""
+"""Weighted sums of earlier states, with one weight for each, or one for each token of each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from resformer.schemes.fast import fast, through
+from resformer.schemes.fast import fast, through, unrounded
+
+EPS = 1e-6  # of RMS
 
 
 def weighted(weights: Tensor | Sequence[float], states: Sequence[Tensor]) -> Any:
@@ -25,8 +28,7 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *states: Tensor) -> Tensor:
         ctx.save_for_backward(weights, *states)
-        wide = functools.reduce(torch.promote_types, (state.dtype for state in states))
-        total = (weights[0] * states[0]).to(wide)
+        total = (weights[0] * states[0]).to(_widest(states))
         for w, state in zip(weights[1:], states[1:], strict=True):
             total.addcmul_(state, w)
         return total
@@ -45,6 +47,76 @@ class _Weighted(torch.autograd.Function):
             for w, state, need in zip(weights, states, wanted[1:], strict=True)
         )
         return dots, *scaled
+
+
+@unrounded
+def attended(query: Tensor, states: Sequence[Tensor], gain: float = 1.0) -> tuple[Tensor, Tensor]:
+    """gain · Σ_i a_i v_i (... D) and a (n ...), with a = softmax_i(query · RMS(v_i)) for each token.
+
+    RMS(v) = v / sqrt(mean v² + 1e-6)
+    """
+    if fast():
+        return _Attended.apply(query, gain, *states)
+    return _attended(query, gain, *states)
+
+
+def _attended(query: Tensor, gain: float, *states: Tensor) -> tuple[Tensor, Tensor]:
+    v = torch.stack([state.to(_widest(states)) for state in states])
+    weights = (functional.rms_norm(v, v.shape[-1:], eps=EPS) @ query.to(v.dtype)).softmax(0)
+    return gain * (weights[..., None] * v).sum(0), weights
+
+
+def _widest(states: Sequence[Tensor]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, (state.dtype for state in states))
+
+
+class _Attended(torch.autograd.Function):
+    """The states are never stacked nor normed: of RMS(v) only the few products with the query are divided."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, gain: float, *states: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.gain = gain
+        dtype = _widest(states)
+        wide = torch.promote_types(dtype, torch.float32)
+        scales = torch.stack([torch.linalg.vector_norm(state, dim=-1, dtype=wide) for state in states])
+        scales = torch.rsqrt(scales.square() / len(query) + EPS)
+        scores = torch.stack([state.to(wide) @ query.to(wide) for state in states]) * scales
+        weights = scores.softmax(0)
+        by_state = (gain * weights).to(dtype)[..., None]
+        total = by_state[0] * states[0]
+        for weight, state in zip(by_state[1:], states[1:], strict=True):
+            total.addcmul_(state.to(dtype), weight)
+        ctx.save_for_backward(query, weights, scales, scores, *states)
+        return total, weights
+
+    @staticmethod
+    def backward(ctx: Any, to_total: Tensor | None, to_weights: Tensor | None) -> Any:
+        query, weights, scales, scores, *states = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            gain = ctx.gain
+            found = through(lambda q, *v: _attended(q, gain, *v), (query, *states), to_total, to_weights)
+            return found[0], None, *found[1:]
+        dtype = _widest(states)
+        to_weights = torch.zeros_like(weights) if to_weights is None else to_weights
+        if to_total is not None:
+            dots = [torch.linalg.vecdot(to_total, state.to(dtype)) for state in states]
+            to_weights = to_weights + ctx.gain * torch.stack(dots)
+        to_scores = weights * (to_weights - (weights * to_weights).sum(0))
+        by_query = (to_scores * scales).to(dtype)
+        by_state = (-to_scores * scores * scales.square() / len(query)).to(dtype)[..., None]
+        by_total = (ctx.gain * weights).to(dtype)[..., None]
+        to_query = torch.zeros_like(query)
+        gradients = []
+        for i, given in enumerate(states):
+            state = given.to(dtype)
+            to_query += by_query[i].reshape(-1) @ state.reshape(-1, len(query))
+            gradient = by_query[i][..., None] * query.to(dtype)
+            gradient.addcmul_(state, by_state[i])
+            if to_total is not None:
+                gradient.addcmul_(to_total, by_total[i])
+            gradients.append(gradient.to(given.dtype))
+        return to_query, None, *gradients
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
