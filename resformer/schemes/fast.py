@@ -43,15 +43,18 @@ def fast() -> bool:
 
 def through(formula: Callable[..., Any], inputs: Sequence[Any], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradients of a formula's inputs as tensors that can be differentiated again."""
-    wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-    outputs = formula(*inputs)
+    # by views of their own, since inputs may be made from each other
+    own = [x.view_as(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs]
+    wanted = [x for x, given in zip(own, inputs, strict=True) if x is not given]
+    outputs = formula(*own)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad]
-    found = torch.autograd.grad(
-        [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+    found = iter(
+        torch.autograd.grad(
+            [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+        )
     )
-    gradients = dict(zip(map(id, wanted), found, strict=True))
-    return tuple(gradients.get(id(x)) for x in inputs)
+    return tuple(None if x is given else next(found) for x, given in zip(own, inputs, strict=True))
 
 
 def unrounded(function: Any) -> Any:

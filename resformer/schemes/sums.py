@@ -62,8 +62,9 @@ def attended(query: Tensor, states: Sequence[Tensor], gain: float = 1.0) -> tupl
 
 def _attended(query: Tensor, gain: float, *states: Tensor) -> tuple[Tensor, Tensor]:
     v = torch.stack([state.to(_widest(states)) for state in states])
-    weights = (functional.rms_norm(v, v.shape[-1:], eps=EPS) @ query.to(v.dtype)).softmax(0)
-    return gain * (weights[..., None] * v).sum(0), weights
+    wide = torch.promote_types(v.dtype, torch.float32)
+    weights = (functional.rms_norm(v.to(wide), v.shape[-1:], eps=EPS) @ query.to(wide)).softmax(0)
+    return (gain * weights.to(v.dtype)[..., None] * v).sum(0), weights
 
 
 def _widest(states: Sequence[Tensor]) -> torch.dtype:

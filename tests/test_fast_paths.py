@@ -1,0 +1,278 @@
+"""Fast paths compute what their formulas say: values, gradients, gradients of gradients, in every precision."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+import resformer
+from resformer import ResidualStack
+from resformer.schemes import mixing, streams, sums
+from resformer.schemes.fast import fast, written_out
+from resformer.testing.hosts import batch, tiny_host
+
+B, T, S, D = 2, 3, 4, 8
+STACKS = [
+    ("denseformer", {}),
+    ("dlcl", {}),
+    ("laurel", {"previous": 3}),
+    ("highway", {"init": "paper"}),
+    ("hyper_connections", {}),
+    ("hyper_connections", {"dynamic": True}),
+    ("mhc", {}),
+    ("attn_residual", {}),
+    ("attn_residual", {"blocks": 2}),
+]
+IDS = [name + "-".join(map(str, options.values())) for name, options in STACKS]
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+OPERATIONS = {
+    "weighted": (sums.weighted, lambda w, *x: (w, x), [(3,), (B, T, D), (B, T, D), (B, T, D)]),
+    "attended": (sums.attended, lambda q, *v: (q, v, 3.0), [(D,), (B, T, D), (B, T, D), (B, T, D)]),
+    "read": (mixing.read, lambda *x: x, [(B, T, S, D), (S,)]),
+    "mix": (mixing.mix, lambda *x: x, [(B, T, S, D), (S, S), (S,), (B, T, D)]),
+    "project": (mixing.project, lambda *x: x, [(B, T, S, D), (5, D)]),
+    "project_all": (mixing.project, lambda *x: x, [(B, T, S, D), (5, S * D)]),
+    "read_by_token": (mixing.read_by_token, lambda *x: x, [(B, T, S, D), (B, T, S)]),
+    "mix_by_token": (mixing.mix_by_token, lambda *x: x, [(B, T, S, D), (B, T, S, S), (B, T, S), (B, T, D)]),
+    "doubly_stochastic": (streams.doubly_stochastic, lambda z: (z, 5), [(S, S, B, T)]),
+}
+
+
+def outputs(name: str, inputs: list[Tensor]) -> list[Tensor]:
+    operation, arranged, _ = OPERATIONS[name]
+    found = operation(*arranged(*inputs))
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def inputs_of(name: str, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [drawn(*shape, seed=i, dtype=dtype) for i, shape in enumerate(OPERATIONS[name][2])]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_values_and_gradients_are_the_formulas(name):
+    inputs = inputs_of(name)
+    found = outputs(name, inputs)
+    assert any("Backward" in type(out.grad_fn).__name__ and hasattr(out.grad_fn, "saved_tensors") for out in found)
+    with written_out():
+        expected = outputs(name, inputs)
+    grads = [drawn(*out.shape, seed=9 + i).detach() for i, out in enumerate(expected)]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, grads), torch.autograd.grad(expected, inputs, grads), rtol=1e-11, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_output_alone_has_its_gradient(name):
+    inputs = inputs_of(name)
+    for i in range(len(outputs(name, inputs))):
+        found = torch.autograd.grad(outputs(name, inputs)[i].sin().sum(), inputs, allow_unused=True)
+        with written_out():
+            expected = torch.autograd.grad(outputs(name, inputs)[i].sin().sum(), inputs, allow_unused=True)
+        for one, other in zip(found, expected, strict=True):
+            zero = torch.zeros(())
+            torch.testing.assert_close(*(zero if g is None or not g.any() else g for g in (one, other)))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_gradients_can_be_differentiated_again(name):
+    inputs = inputs_of(name)
+
+    def function(*x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(outputs(name, list(x)))
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_low_precision_errs_no_more_than_the_formula(name, dtype):
+    inputs = [x.detach().to(dtype).requires_grad_() for x in inputs_of(name)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+
+    def run(x: list[Tensor]) -> list[Tensor]:
+        found = outputs(name, x)
+        return [*found, *torch.autograd.grad([out.double().sin().sum() for out in found], x)]
+
+    with written_out():
+        expected, formula = run(exact), run(inputs)
+    for one, other, truth in zip(run(inputs), formula, expected, strict=True):
+        assert one.dtype == other.dtype
+        bound = 4 * (other.double() - truth).abs().max() + 4 * torch.finfo(dtype).eps * truth.abs().max()
+        assert (one.double() - truth).abs().max() <= bound
+
+
+def test_sinkhorn_stays_exact_with_logits_that_exponentials_cannot_hold():
+    logits = 150 * drawn(S, S, 50)
+    found = streams.doubly_stochastic(logits.float(), 20)
+    with written_out():
+        expected = streams.doubly_stochastic(logits, 20)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+def stack(name: str, options: dict) -> ResidualStack:
+    torch.manual_seed(0)
+    sublayers = [nn.Sequential(nn.Linear(D, D), nn.Tanh()) for _ in range(10)]
+    made = ResidualStack(sublayers, D, name, **{"init": "paper", **options}).double()
+    with torch.no_grad():
+        for p in made.parameters():  # away from where many gradients are zero
+            p.add_(0.2 * torch.randn(p.shape, dtype=p.dtype))
+    return made
+
+
+def losses(model: nn.Module, x: Tensor) -> list[Tensor]:
+    loss = model(x).sin().sum()
+    return [loss, *torch.autograd.grad(loss, [x, *model.parameters()], allow_unused=True)]
+
+
+@pytest.mark.parametrize(("name", "options"), STACKS, ids=IDS)
+def test_stacks_are_what_their_formulas_give(name, options):
+    model, x = stack(name, options), drawn(B, T, D)
+    found = losses(model, x)
+    with written_out():
+        expected = losses(model, x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("name", "options"), STACKS, ids=IDS)
+def test_stacks_can_be_differentiated_twice(name, options):
+    model, x = stack(name, options), drawn(B, T, D)
+
+    def twice() -> tuple[Tensor, ...]:
+        (first,) = torch.autograd.grad(model(x).sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [x, *model.parameters()], allow_unused=True)
+
+    found = twice()
+    with written_out():
+        expected = twice()
+    for one, other in zip(found, expected, strict=True):
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+        else:
+            assert all(g is None or not g.any() for g in (one, other))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("name", "options"), STACKS[4:7], ids=IDS[4:7])
+def test_streams_made_again_under_checkpointing(name, options, reentrant):
+    model, x = stack(name, options), drawn(B, T, D)
+    expected = losses(model, x)
+    loss = checkpoint(model, x, use_reentrant=reentrant).sin().sum()
+    parameters = list(model.parameters())
+    if reentrant:
+        loss.backward()
+        found = [loss, x.grad, *(p.grad for p in parameters)]
+    else:
+        found = [loss, *torch.autograd.grad(loss, [x, *parameters], allow_unused=True)]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), STACKS[4:7], ids=IDS[4:7])
+def test_a_graph_kept_gives_the_same_gradients_again(name, options):
+    model, x = stack(name, options), drawn(B, T, D)
+    loss = model(x).sin().sum()
+    first, second = (
+        torch.autograd.grad(loss, [x, *model.parameters()], retain_graph=True, allow_unused=True) for _ in range(2)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "every"),
+    [({}, streams.KEPT), ({"dynamic": True}, streams.KEPT_BY_TOKEN)],
+    ids=["static", "dynamic"],
+)
+def test_only_some_sites_keep_their_streams(options, every):
+    model, x = stack("hyper_connections", options), drawn(B, T, D)
+    kept: set[int] = set()
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        alive.append(tensor)  # or its address would be taken again
+        if tensor.numel() == B * T * S * D:
+            kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    # of 10 sites those whose number is divisible; nothing else that is kept is of this size
+    assert len(kept) == len(range(0, 10, every))
+
+
+@pytest.mark.parametrize(("name", "options"), [("mhc", {}), ("hyper_connections", {"dynamic": True})])
+def test_streams_keep_their_precision_under_autocast(name, options):
+    model, x = stack(name, options).float(), drawn(B, T, D, dtype=torch.float32)
+    seen = []
+    for module in model.modules():
+        if isinstance(module, resformer.schemes()[name]):
+            step = module.step
+
+            def record(s, branch, norm, step=step):
+                out = step(s, branch, norm)
+                seen.append(out[0].dtype)
+                return out
+
+            module.step = record
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(x).sum()
+    loss.backward()
+    assert set(seen) == {torch.float32}
+
+
+def test_compilers_and_transforms_take_the_formula():
+    assert fast()
+    found = []
+
+    def function(x: Tensor) -> Tensor:
+        found.append(fast())
+        return x.square().sum()
+
+    torch.func.grad(function)(torch.ones(2))
+    torch.func.jvp(function, (torch.ones(2),), (torch.ones(2),))
+    with torch.autograd.forward_ad.dual_level():
+        function(torch.ones(2))
+    with written_out():
+        function(torch.ones(2))
+    assert found == [False] * 4
+    assert fast()
+
+
+@pytest.mark.parametrize(("name", "options"), STACKS, ids=IDS)
+def test_functional_transforms(name, options):
+    model, x = stack(name, options), drawn(B, T, D).detach()
+    names, values = zip(*model.named_parameters(), strict=True)
+
+    def loss(values: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,)).sin().sum()
+
+    values = tuple(v.detach() for v in values)
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, x[:, None])
+    alone = torch.func.grad(loss)(values, x)
+    for one, whole in zip(each, alone, strict=True):
+        torch.testing.assert_close(one.sum(0), whole, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "options"), STACKS, ids=IDS)
+def test_a_patched_host_computes_what_the_formulas_give(name, options):
+    model = resformer.patch(tiny_host("bert", layers=3), name, **{"init": "paper", **options}).double().eval()
+    inputs = batch()
+
+    def run() -> list[Tensor]:
+        loss = model(**inputs)[0].sin().sum()
+        return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
+
+    found = run()
+    with written_out():
+        expected = run()
+    for one, other in itertools.zip_longest(found, expected):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10) if other is not None else None
