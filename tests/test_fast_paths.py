@@ -36,6 +36,7 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 OPERATIONS = {
     "weighted": (sums.weighted, lambda w, *x: (w, x), [(3,), (B, T, D), (B, T, D), (B, T, D)]),
     "attended": (sums.attended, lambda q, *v: (q, v, 3.0), [(D,), (B, T, D), (B, T, D), (B, T, D)]),
+    "blend": (sums.blend, lambda *x: x, [(B, T, D)] * 3),
     "read": (mixing.read, lambda *x: x, [(B, T, S, D), (S,)]),
     "mix": (mixing.mix, lambda *x: x, [(B, T, S, D), (S, S), (S,), (B, T, D)]),
     "project": (mixing.project, lambda *x: x, [(B, T, S, D), (5, D)]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from resformer.schemes.base import Branch, Norm, Place, Scheme, count, flag, number, register
+from resformer.schemes.sums import blend
 
 
 class Gate(nn.Module):
@@ -26,12 +26,6 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(linear(x, self.weight, self.shift))
-
-
-def blend(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """(1 - g) ⊙ x + g ⊙ y, which keeps nothing but the three for its backward."""
-    wide = functools.reduce(torch.promote_types, (x.dtype, y.dtype, gate.dtype))
-    return torch.lerp(x.to(wide), y.to(wide), gate.to(wide))
 
 
 def doubled(gain: float, rule: str) -> str:

@@ -1,4 +1,4 @@
-"""Weighted sums of earlier states, with one weight for each, or one for each token of each."""
+"""Weighted sums of states, with one weight for each, one for each token of each, or a gate between two."""
 
 from __future__ import annotations
 
@@ -124,3 +124,29 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     """Σ a ⊙ b over all entries, in single precision at least."""
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     return torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide))
+
+
+def blend(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    """g ⊙ y + (1 - g) ⊙ x"""
+    return _Blend.apply(x, y, g) if fast() else _blend(x, y, g)
+
+
+def _blend(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    return g * y + (1 - g) * x
+
+
+class _Blend(torch.autograd.Function):
+    """Keeps the three alone, without 1 - g. (`torch.lerp` does too, but is not exact where g = ½.)"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y, g)
+        return _blend(x, y, g)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, y, g = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return through(_blend, (x, y, g), grad)
+        to_y = grad * g
+        return (grad - to_y).to(x.dtype), to_y.to(y.dtype), ((y - x) * grad).to(g.dtype)
