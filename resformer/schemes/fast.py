@@ -9,24 +9,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_written_out: ContextVar[bool] = ContextVar("written_out", default=False)
+_written_out = 0  # how many ask for the formulas; of the process, since backward passes have threads of their own
 
 
 @contextmanager
 def written_out() -> Iterator[None]:
-    """Meanwhile all schemes compute as their formulas are written, without a fast path: to compare, and to debug."""
-    token = _written_out.set(True)
+    """Meanwhile all schemes compute as their formulas are written, without a fast path: to measure, to compare, and to
+    debug. Streams then have the form that the equation has them in."""
+    global _written_out
+    _written_out += 1
     try:
         yield
     finally:
-        _written_out.reset(token)
+        _written_out -= 1
 
 
 def fast() -> bool:
@@ -35,7 +36,7 @@ def fast() -> bool:
     return not (
         torch.compiler.is_compiling()
         or torch.compiler.is_exporting()
-        or _written_out.get()
+        or _written_out
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
