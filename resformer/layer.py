@@ -17,7 +17,7 @@ from transformers.utils import logging
 from resformer.attention import VALUES, Values
 from resformer.errors import unknown
 from resformer.hosts.family import Projection, Site, Stack, families
-from resformer.schemes.base import Branch, Scheme, Stream, identity
+from resformer.schemes.base import Branch, Scheme, Stream
 from resformer.swap import host_class, swap_kind
 
 logger = logging.get_logger(__name__)
@@ -109,6 +109,10 @@ def find(module: nn.Module, path: str) -> Any:
         except AttributeError:
             raise AttributeError(f"{path!r} was not found in {type(module).__name__}: no {name!r}") from None
     return at
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
 
 
 def before_projection(layer: Any, site: str, point: str, path: str, module: nn.Module, args: tuple) -> tuple:

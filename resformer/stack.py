@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resformer.errors import unknown
 from resformer.schemes import Place, find_scheme, schemes
-from resformer.schemes.base import INITS, SLOTS, Branch, identity
+from resformer.schemes.base import INITS, SLOTS, Branch
 
 SITE_SLOTS = {"pre", "out", "post"}
 
@@ -120,7 +120,7 @@ class ResidualStack(nn.Module):
             sites = range(start, start + self.layer_size)
             scheme: Any = self.schemes[sites[-1]]
             if scheme.scope == "block":
-                s = scheme.step(s, Branch(partial(self._field, sites), mask, partial(self._depends, sites)), identity)
+                s = scheme.step(s, Branch(partial(self._field, sites), mask, partial(self._depends, sites)), _identity)
                 continue
             for i in sites:
                 s = self._scheme(i).step(s, Branch(partial(self._branch, i), mask), self._norm(i, "post"))
@@ -131,7 +131,7 @@ class ResidualStack(nn.Module):
 
     def _norm(self, i: int, slot: str) -> Any:
         norms: Any = self.norms[i]
-        return getattr(norms, slot, identity)
+        return getattr(norms, slot, _identity)
 
     def _branch(self, i: int, x: Tensor) -> Tensor:
         x = self._norm(i, "pre")(x)
@@ -147,6 +147,10 @@ class ResidualStack(nn.Module):
 
     def _depends(self, sites: range) -> list[Tensor]:
         return [p for i in sites for part in (self.sublayers[i], self.norms[i]) for p in part.parameters()]
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
 
 
 def _places(widths: list[int], size: int) -> list[Place]:

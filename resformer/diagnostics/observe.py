@@ -16,7 +16,6 @@ from resformer.errors import unknown
 from resformer.host import Host, HostStack
 from resformer.probing import configs_of, equal_seeds, in_mode
 from resformer.schemes.base import Branch, Norm, Stream
-from resformer.schemes.fast import written_out
 from resformer.sites import Connection, Step, after_layers, carried, connections, intercepted, readable, within_reach
 
 Batch = Mapping[str, Any]
@@ -64,7 +63,6 @@ def observed(model: nn.Module, batch: Batch, *, gradients: bool = False) -> Iter
         around.enter_context(_configs_kept(model))
         host = around.enter_context(within_reach(model))
         around.enter_context(in_mode(model, False))
-        around.enter_context(written_out())
         around.enter_context(equal_seeds(model))
         around.enter_context(torch.set_grad_enabled(gradients))
         try:

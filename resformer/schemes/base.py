@@ -31,11 +31,6 @@ SLOTS: dict[str, set[str]] = {  # where norms act, for each placement that moves
 PLACEMENTS = ("native", *SLOTS)
 
 
-def identity(x: Tensor) -> Tensor:
-    """The norm where there is none."""
-    return x
-
-
 @dataclass(frozen=True)
 class Place:
     """All that a scheme knows of its host: where its site stands, and the widths there."""

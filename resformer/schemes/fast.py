@@ -20,8 +20,7 @@ _written_out = 0  # how many ask for the formulas; of the process, since backwar
 
 @contextmanager
 def written_out() -> Iterator[None]:
-    """Meanwhile all schemes compute as their formulas are written, without a fast path: to measure, to compare, and to
-    debug. Streams then have the form that the equation has them in."""
+    """Meanwhile all schemes compute as their formulas are written, without a fast path: to compare, and to debug."""
     global _written_out
     _written_out += 1
     try:

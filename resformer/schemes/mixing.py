@@ -1,6 +1,8 @@
-"""Reading from several streams, mixing them and writing to them, each token with coefficients of its own.
+"""Reading from several streams, mixing them and writing to them, in few passes over memory.
 
-h (... S D) are the streams, m (... S) what is read of them, R (... R S) and w (... R) how they mix, H ← R H + w y.
+h (... S D) are the streams. With one mixture for all tokens (m, R, w) they lie stream after stream in memory, with one
+for each token (`by_token`) token after token; another order is right too, and copied first. Parts that do not depend on
+tokens come as m (S), R (S R), w (R), those that do as m (... S), R (... R S), w (... R), with H ← R H.
 
 What a mixture made need not be kept for the backward pass: `again(h)` says how it was made, and it is made again there.
 """
@@ -62,6 +64,93 @@ def _first(ctx: Any) -> tuple[Tensor, ...]:
     return found
 
 
+# ------------------------------------------------------------------------------------- one mixture for all tokens
+
+
+@unrounded
+def read(h: Tensor, m: Tensor, made: Again | None = None) -> tuple[Tensor, Tensor]:
+    """h, and Σ_i m_i H_i; what comes after uses that h."""
+    m = m.to(h.dtype)
+    return _Read.apply(h, m, made) if fast() else _read(h, m)
+
+
+@unrounded
+def mix(h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None = None) -> Tensor:
+    """H ← R H + w y"""
+    r, w, y = r.to(h.dtype), w.to(h.dtype), y.to(h.dtype)
+    return _Mix.apply(h, r, w, y, made) if fast() else _mix(h, r, w, y)
+
+
+def _read(h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    return h, einsum(m, h, "S, ... S D -> ... D")
+
+
+def _mix(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return einsum(r, h, "R S, ... S D -> ... R D") + einsum(w, y, "R, ... D -> ... R D")
+
+
+def _flat(h: Tensor) -> Tensor:
+    """(... S D) -> (S N), where N counts tokens and channels."""
+    return h.movedim(-2, 0).reshape(h.shape[-2], -1)
+
+
+def _streams(flat: Tensor, y: Tensor) -> Tensor:
+    """(S N) -> (... S D), for y (... D)."""
+    return flat.view(len(flat), *y.shape).movedim(0, -2)
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, m: Tensor, made: Again | None) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        _keep(ctx, h, made, m)
+        return h, torch.mv(_flat(h).mT, m).view(*h.shape[:-2], h.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, to_h: Tensor | None, to_x: Tensor | None) -> Any:
+        if to_x is None:
+            return to_h, None, None
+        h, m = _first(ctx)
+        if torch.is_grad_enabled():
+            return *through(_read, (h, m), to_h, to_x), None
+        x = to_x.reshape(-1)
+        dh = torch.outer(m, x) if to_h is None else torch.addr(_flat(to_h), m, x)
+        return _streams(dh, to_x), torch.mv(_flat(h), x), None
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None) -> Tensor:
+        _keep(ctx, h, made, r, w, y)
+        ctx.maker = _Mix
+        return _mixed(h, r, w, y)
+
+    @staticmethod
+    def make(ctx: Any) -> Tensor:
+        return (_mix if torch.is_grad_enabled() else _mixed)(*_kept(ctx, more=True))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        h, r, w, y = _kept(ctx)
+        if torch.is_grad_enabled():
+            return *through(_mix, (h, r, w, y), grad), None
+        g = _flat(grad)
+        return (
+            _streams(r.mT @ g, y),
+            g @ _flat(h).mT,
+            torch.mv(g, y.reshape(-1)),
+            torch.mv(g.mT, w).view(y.shape),
+            None,
+        )
+
+
+def _mixed(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return _streams((r @ _flat(h)).addr_(w, y.reshape(-1)), y)
+
+
+# --------------------------------------------------------------------------------------- a mixture for each token
+
+
 @unrounded
 def project(h: Tensor, weight: Tensor, made: Again | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """h, its products with the rows of `weight` (K C), as (K *rows), and the sums of squares (*rows).
@@ -74,17 +163,17 @@ def project(h: Tensor, weight: Tensor, made: Again | None = None) -> tuple[Tenso
 
 
 @unrounded
-def read(h: Tensor, m: Tensor, made: Again | None = None) -> tuple[Tensor, Tensor]:
-    """h, and Σ_i m_i H_i. What comes after uses that h."""
+def read_by_token(h: Tensor, m: Tensor, made: Again | None = None) -> tuple[Tensor, Tensor]:
+    """`read`, with m (... S)."""
     m = m.to(h.dtype).contiguous()
-    return _Read.apply(h, m, made) if fast() else _read(h, m)
+    return _ReadByToken.apply(h, m, made) if fast() else _read_by_token(h, m)
 
 
 @unrounded
-def mix(h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None = None) -> Tensor:
-    """R H + w y"""
+def mix_by_token(h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None = None) -> Tensor:
+    """`mix`, with R (... R S) and w (... R)."""
     r, w, y = r.to(h.dtype).contiguous(), w.to(h.dtype).contiguous(), y.to(h.dtype)
-    return _Mix.apply(h, r, w, y, made) if fast() else _mix(h, r, w, y)
+    return _MixByToken.apply(h, r, w, y, made) if fast() else _mix_by_token(h, r, w, y)
 
 
 def _project(h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,11 +181,11 @@ def _project(h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return h, einsum(weight, x, "K C, ... C -> K ..."), x.square().sum(-1)
 
 
-def _read(h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+def _read_by_token(h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
     return h, einsum(m, h, "... S, ... S D -> ... D")
 
 
-def _mix(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
+def _mix_by_token(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
     return einsum(r, h, "... R S, ... S D -> ... R D") + einsum(w, y, "... R, ... D -> ... R D")
 
 
@@ -142,7 +231,7 @@ class _Project(torch.autograd.Function):
         return dh.view(h.shape).to(h.dtype), dweight, None
 
 
-class _Read(torch.autograd.Function):
+class _ReadByToken(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, m: Tensor, made: Again | None) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
@@ -156,28 +245,28 @@ class _Read(torch.autograd.Function):
             return to_h, None, None
         h, m = _kept(ctx)
         if torch.is_grad_enabled():
-            return *through(_read, (h, m), to_h, to_x), None
+            return *through(_read_by_token, (h, m), to_h, to_x), None
         dm = torch.bmm(_tokens(to_x, 1)[:, None], _tokens(h, 2).mT).view(m.shape)
         m, to_x = m[..., None], to_x[..., None, :]
         return m * to_x if to_h is None else torch.addcmul(to_h, m, to_x), dm, None
 
 
-class _Mix(torch.autograd.Function):
+class _MixByToken(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None) -> Tensor:
         _keep(ctx, h, made, r, w, y)
-        ctx.maker = _Mix
-        return _mixed(h, r, w, y)
+        ctx.maker = _MixByToken
+        return _mixed_by_token(h, r, w, y)
 
     @staticmethod
     def make(ctx: Any) -> Tensor:
-        return (_mix if torch.is_grad_enabled() else _mixed)(*_kept(ctx, more=True))
+        return (_mix_by_token if torch.is_grad_enabled() else _mixed_by_token)(*_kept(ctx, more=True))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         h, r, w, y = _kept(ctx)
         if torch.is_grad_enabled():
-            return *through(_mix, (h, r, w, y), grad), None
+            return *through(_mix_by_token, (h, r, w, y), grad), None
         g = _tokens(grad, 2)
         return (
             torch.bmm(_tokens(r, 2).mT.contiguous(), g).view(h.shape),
@@ -188,6 +277,6 @@ class _Mix(torch.autograd.Function):
         )
 
 
-def _mixed(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
+def _mixed_by_token(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
     mixed = torch.bmm(_tokens(r, 2), _tokens(h, 2)).view(*r.shape[:-1], h.shape[-1])
     return mixed.addcmul_(w[..., None], y[..., None, :])

@@ -10,12 +10,11 @@ from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
 from resformer.schemes import mixing
-from resformer.schemes.base import Branch, Norm, Place, Scheme, Stream, count, flag, identity, register, scalar
+from resformer.schemes.base import Branch, Norm, Place, Scheme, Stream, count, flag, register, scalar
 from resformer.schemes.fast import fast, through
-from resformer.schemes.sums import product, weighted
 
 Streams = tuple[Tensor]
-UNMIXED = 4  # how many outputs of branches are at most carried beside the streams, before they are mixed in
+KEPT, KEPT_BY_TOKEN = 4, 2  # every so many sites keep their streams for the backward pass, which makes the others
 
 
 @register("hyper_connections")
@@ -54,37 +53,22 @@ class HyperConnections(Scheme):
             self.write_scale = scalar(0.01)
 
     def start(self, h: Tensor) -> Stream:
-        if self.dynamic or not fast():
+        if self.dynamic:
             return (repeat(h, "... D -> ... S D", S=self.num_streams),)
-        c = torch.ones(self.num_streams, 1, device=h.device, dtype=torch.promote_types(h.dtype, torch.float32))
-        return c, h
+        return (repeat(h, "... D -> S ... D", S=self.num_streams).movedim(0, -2),)  # as `mixing` has them in memory
 
-    def step(self, s: Stream, branch: Branch, norm: Norm) -> Stream:
-        if len(s) > 1:
-            return self.step_unmixed(s, branch, norm)
+    def step(self, s: Streams, branch: Branch, norm: Norm) -> Stream:
         (h,) = s
         if self.dynamic:
-            made = mixing.again(h) if self.place.index % 2 else None  # every second site keeps its streams
+            made = mixing.again(h) if self.place.index % KEPT_BY_TOKEN else None
             h, m, r, w = self.moved(h, made)
             self.show(m=m, mix=r, w=w)
-            h, x = mixing.read(h, m, made)
-            return (norm(mixing.mix(h, r, w, branch(x), made)),)
+            h, x = mixing.read_by_token(h, m, made)
+            return (norm(mixing.mix_by_token(h, r, w, branch(x), made)),)
+        made = mixing.again(h) if self.place.index % KEPT else None
         self.show(m=self.read_mix, mix=self.mix.mT, w=self.write_mix)
-        y = branch(einsum(self.read_mix, h, "S, ... S D -> ... D"))
-        h = einsum(self.mix, h, "S R, ... S D -> ... R D") + einsum(self.write_mix, y, "R, ... D -> ... R D")
-        return (norm(h),)
-
-    def step_unmixed(self, s: Stream, branch: Branch, norm: Norm) -> Stream:
-        """The same, where the streams are not made but known by c, H = c X, for what was written to them so far: fewer
-        passes over memory, and less of it. They are made where there is more to sum than `UNMIXED`, or a norm."""
-        c, *x = s
-        y = branch(weighted(product(self.read_mix.to(c.dtype), c), x))
-        c = torch.cat([product(self.mix.mT.to(c.dtype), c), self.write_mix[:, None].to(c.dtype)], dim=1)
-        x.append(y)
-        if norm is not identity or (len(x) > self.num_streams + UNMIXED and not self.place.closes):
-            x = [norm(weighted(row, x)) for row in c]
-            c = torch.eye(self.num_streams, device=c.device, dtype=c.dtype)
-        return c, *x
+        h, x = mixing.read(h, self.read_mix, made)
+        return (norm(mixing.mix(h, self.mix.mT, self.write_mix, branch(x), made)),)
 
     def moved(self, h: Tensor, made: mixing.Again | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """h, m (... S), R (... R S) and w (... S) of each token: of N(H) W is N, a shift and a factor, taken last."""
@@ -105,10 +89,7 @@ class HyperConnections(Scheme):
         token = ", with m, R and w moved by scale · tanh of each token's streams" if self.dynamic else ""
         return self.card()["equation"] + token
 
-    def finish(self, s: Stream, norm: Norm) -> Tensor:
-        if len(s) > 1:
-            c, *x = s
-            return norm(weighted(c.sum(0) if self.init == "paper" else c.mean(0), x))
+    def finish(self, s: Streams, norm: Norm) -> Tensor:
         return norm(s[0].sum(-2) if self.init == "paper" else s[0].mean(-2))
 
     def edits(self) -> dict[str, float]:
@@ -160,7 +141,7 @@ class MHC(Scheme):
 
     def step(self, s: Streams, branch: Branch, norm: Norm) -> Stream:
         (h,) = s
-        made = mixing.again(h) if self.place.index % 2 else None
+        made = mixing.again(h) if self.place.index % KEPT_BY_TOKEN else None
         h, z, power = mixing.project(h, self.weight.mT.contiguous(), made)  # the few coefficients, in full precision
         z = z * torch.rsqrt(power / len(self.weight) + 1e-6)
         ones = (1,) * power.ndim
@@ -170,13 +151,13 @@ class MHC(Scheme):
         ]  # each (S ...) or (S*S ...)
         p, w = torch.sigmoid(logits[0] + self.base).movedim(0, -1), 2 * torch.sigmoid(logits[1]).movedim(0, -1)
         self.show(p=p, w=w)
-        h, x = mixing.read(h, p, made)
+        h, x = mixing.read_by_token(h, p, made)
         y = branch(x)
         if len(logits) == 3:
             square = rearrange(logits[2], "(R S) ... -> R S ...", S=self.num_streams)
             r = doubly_stochastic(square, self.iterations).movedim((0, 1), (-2, -1))
             self.show(mix=r)
-            return (norm(mixing.mix(h, r, w, y, made)),)
+            return (norm(mixing.mix_by_token(h, r, w, y, made)),)
         return (norm(h + einsum(w.to(h.dtype), y, "... R, ... D -> ... R D")),)
 
     def finish(self, s: Streams, norm: Norm) -> Tensor:

@@ -120,12 +120,6 @@ class _Attended(torch.autograd.Function):
         return to_query, None, *gradients
 
 
-@unrounded
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b, of coefficients, in their own precision."""
-    return a @ b
-
-
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Σ a ⊙ b over all entries, in single precision at least."""
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
