@@ -619,9 +619,19 @@ def test_layers_of_several_dtypes_are_refused_where_they_do_not_serve():
     resformer.patch(model, "rezero")
 
 
-@pytest.mark.parametrize("scheme", ["hyper_connections", "sub_ln"])
-def test_weights_of_several_kinds_are_refused_when_loaded_as_well(tmp_path, scheme):
-    resformer.patch(tiny_host("t5", dtype=torch.float32), scheme, init="paper").save_pretrained(tmp_path)
+def test_weights_of_several_kinds_are_refused_when_loaded_as_well(tmp_path):
+    resformer.patch(tiny_host("t5", dtype=torch.float32), "sub_ln", init="paper").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"several kinds \(torch.float16, torch.float32.*load it in one"):
         resformer.from_pretrained(tmp_path, AutoModel, dtype=torch.float16)
     resformer.from_pretrained(tmp_path, AutoModel, dtype=torch.bfloat16)
+
+
+def test_streams_take_the_wider_of_several_kinds_as_a_sum_does(tmp_path):
+    model = resformer.patch(tiny_host("t5", dtype=torch.float32), "hyper_connections")
+    model.save_pretrained(tmp_path)
+    half = resformer.from_pretrained(tmp_path, AutoModel, dtype=torch.float16).eval()
+    assert {p.dtype for p in half.parameters()} == {torch.float16, torch.float32}
+    given = batch_for("t5")
+    with torch.no_grad():
+        found, expected = half(**given)[0], model.eval()(**given)[0]
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)

@@ -41,6 +41,12 @@ def again(h: Tensor) -> Again | None:
     return Again(h.grad_fn) if fast() and hasattr(h.grad_fn, "maker") else None
 
 
+def _alike(h: Tensor, y: Tensor, made: Again | None) -> tuple[Tensor, Tensor, Again | None]:
+    """Both in the wider precision of the two, as a sum would be: T5 in fp16 has branches that end in fp32."""
+    dtype = torch.promote_types(h.dtype, y.dtype)
+    return h.to(dtype), y.to(dtype), made if h.dtype == dtype else None
+
+
 def _keep(ctx: Any, h: Tensor, made: Again | None, *others: Tensor) -> None:
     ctx.made, ctx.unpacked = made, None
     ctx.save_for_backward(*others, *(() if made else (h,)))
@@ -77,7 +83,8 @@ def read(h: Tensor, m: Tensor, made: Again | None = None) -> tuple[Tensor, Tenso
 @unrounded
 def mix(h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None = None) -> Tensor:
     """H ← R H + w y"""
-    r, w, y = r.to(h.dtype), w.to(h.dtype), y.to(h.dtype)
+    h, y, made = _alike(h, y, made)
+    r, w = r.to(h.dtype), w.to(h.dtype)
     return _Mix.apply(h, r, w, y, made) if fast() else _mix(h, r, w, y)
 
 
@@ -172,7 +179,8 @@ def read_by_token(h: Tensor, m: Tensor, made: Again | None = None) -> tuple[Tens
 @unrounded
 def mix_by_token(h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None = None) -> Tensor:
     """`mix`, with R (... R S) and w (... R)."""
-    r, w, y = r.to(h.dtype).contiguous(), w.to(h.dtype).contiguous(), y.to(h.dtype)
+    h, y, made = _alike(h, y, made)
+    r, w = r.to(h.dtype).contiguous(), w.to(h.dtype).contiguous()
     return _MixByToken.apply(h, r, w, y, made) if fast() else _mix_by_token(h, r, w, y)
 
 
