@@ -79,7 +79,7 @@ class HyperConnections(Scheme):
         z, mean = z[:-1], z[-1]
         variance = (square / h.shape[-1] - mean.square()).clamp_min(0)
         ones = (1,) * mean.ndim
-        shift, gain = (weight @ self.norm.bias).view(-1, *ones), gained.sum(-1).view(-1, *ones)
+        shift, gain = ((weight * p).sum(-1).view(-1, *ones) for p in (self.norm.bias, self.norm.weight))
         u = torch.tanh((z - gain * mean) * torch.rsqrt(variance + self.norm.eps) + shift)  # (S+2 ... S)
         move = self.mix_scale * u[:-1]
         r = self.mix.mT + move[1:].movedim(0, -2)
