@@ -1,6 +1,7 @@
 """Fast paths compute what their formulas say: values, gradients, gradients of gradients, in every precision."""
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -277,3 +278,50 @@ def test_a_patched_host_computes_what_the_formulas_give(name, options):
         expected = run()
     for one, other in itertools.zip_longest(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10) if other is not None else None
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_many_gradients_can_be_taken_at_once(name):
+    inputs = inputs_of(name)
+    grads = [drawn(3, *out.shape, seed=9 + i).detach() for i, out in enumerate(outputs(name, inputs))]
+    found = torch.autograd.grad(outputs(name, inputs), inputs, grads, is_grads_batched=True)
+    for i in range(3):
+        one = torch.autograd.grad(outputs(name, inputs), inputs, [grad[i] for grad in grads])
+        torch.testing.assert_close([grad[i] for grad in found], list(one), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), STACKS, ids=IDS)
+def test_stacks_run_without_storage(name, options):
+    model, x = stack(name, options).to("meta"), drawn(B, T, D).detach().to("meta").requires_grad_()
+    model(x).sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize(("name", "options"), STACKS, ids=IDS)
+def test_stacks_can_be_traced_and_saved(name, options, tmp_path):
+    model, x = stack(name, options).requires_grad_(requires_grad=False), drawn(B, T, D).detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `torch.jit` is deprecated, and says of constants that they are
+        torch.jit.save(torch.jit.trace(model, (x,)), tmp_path / "traced.pt")
+        found = torch.jit.load(tmp_path / "traced.pt")(x)
+    torch.testing.assert_close(found, model(x))
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2).sin()
+
+
+@pytest.mark.parametrize(("name", "options"), STACKS[4:7], ids=IDS[4:7])
+def test_branches_may_change_what_they_read_in_place(name, options):
+    model = ResidualStack([InPlace() for _ in range(6)], D, name, placement="none", **options).double()
+    x = drawn(B, T, D)
+    found = losses(model, x)
+    with written_out():
+        expected = losses(model, x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_sums_over_many_entries_keep_their_digits():
+    a, b = torch.rand(4000, 1000), torch.rand(4000, 1000)
+    torch.testing.assert_close(sums.inner(a, b).double(), (a.double() * b.double()).sum(), rtol=1e-6, atol=0)

@@ -30,11 +30,12 @@ def written_out() -> Iterator[None]:
 
 
 def fast() -> bool:
-    """Whether fast paths serve here: compilers fuse the formula themselves, and `torch.func` and forward-mode
+    """Whether fast paths serve here: compilers fuse the formula themselves, and tracing, `torch.func` and forward-mode
     differentiation go through its operators."""
     return not (
         torch.compiler.is_compiling()
         or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
         or _written_out
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
@@ -62,9 +63,10 @@ def unrounded(function: Any) -> Any:
 
     @functools.wraps(function)
     def wrapped(x: Tensor, *args: Any) -> Any:
-        if not torch.is_autocast_enabled(x.device.type):
+        device = x.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):  # no "meta" has it
             return function(x, *args)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             return function(x, *args)
 
     return wrapped

@@ -244,8 +244,9 @@ class _ReadByToken(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, m: Tensor, made: Again | None) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         _keep(ctx, h, made, m)
-        x = torch.bmm(_tokens(m, 1)[:, None], _tokens(h, 2))
-        return h, x.view(*h.shape[:-2], h.shape[-1])
+        x = h.new_empty(*h.shape[:-2], h.shape[-1])  # no view, so that a branch may change it in place
+        torch.bmm(_tokens(m, 1)[:, None], _tokens(h, 2), out=_tokens(x, 1)[:, None])
+        return h, x
 
     @staticmethod
     def backward(ctx: Any, to_h: Tensor | None, to_x: Tensor | None) -> Any:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from resformer.schemes.fast import fast, through, unrounded
 
 EPS = 1e-6  # of RMS
+PIECE = 2**18  # how many entries a library of products may sum in one go: it loses digits, and CUDA's takes no 2³¹
 
 
 def weighted(weights: Tensor | Sequence[float], states: Sequence[Tensor]) -> Any:
@@ -107,23 +108,24 @@ class _Attended(torch.autograd.Function):
         by_query = (to_scores * scales).to(dtype)
         by_state = (-to_scores * scores * scales.square() / len(query)).to(dtype)[..., None]
         by_total = (ctx.gain * weights).to(dtype)[..., None]
-        to_query = torch.zeros_like(query)
+        to_query: Any = 0
         gradients = []
         for i, given in enumerate(states):
             state = given.to(dtype)
-            to_query += by_query[i].reshape(-1) @ state.reshape(-1, len(query))
+            to_query = to_query + by_query[i].reshape(-1) @ state.reshape(-1, len(query))
             gradient = by_query[i][..., None] * query.to(dtype)
             gradient.addcmul_(state, by_state[i])
             if to_total is not None:
                 gradient.addcmul_(to_total, by_total[i])
             gradients.append(gradient.to(given.dtype))
-        return to_query, None, *gradients
+        return to_query.to(query.dtype), None, *gradients
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Σ a ⊙ b over all entries, in single precision at least."""
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide))
+    pieces = zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE), strict=True)
+    return torch.stack([torch.dot(x.to(wide), y.to(wide)) for x, y in pieces]).sum()
 
 
 def blend(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
