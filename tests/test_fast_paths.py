@@ -42,6 +42,7 @@ OPERATIONS = {
     "mix": (mixing.mix, lambda *x: x, [(B, T, S, D), (S, S), (S,), (B, T, D)]),
     "project": (mixing.project, lambda *x: x, [(B, T, S, D), (5, D)]),
     "project_all": (mixing.project, lambda *x: x, [(B, T, S, D), (5, S * D)]),
+    "project_centred": (mixing.project, lambda *x: (*x, None, True), [(B, T, S, D), (5, D)]),
     "read_by_token": (mixing.read_by_token, lambda *x: x, [(B, T, S, D), (B, T, S)]),
     "mix_by_token": (mixing.mix_by_token, lambda *x: x, [(B, T, S, D), (B, T, S, S), (B, T, S), (B, T, D)]),
     "doubly_stochastic": (streams.doubly_stochastic, lambda z: (z, 5), [(S, S, B, T)]),
@@ -120,6 +121,20 @@ def test_sinkhorn_stays_exact_with_logits_that_exponentials_cannot_hold():
         expected = streams.doubly_stochastic(logits, 20)
     assert found.isfinite().all()
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_norm_of_streams_is_as_exact_as_the_norm_of_torch_far_from_zero():
+    scheme = stack("hyper_connections", {"dynamic": True}).schemes[1].float()
+    h = (drawn(50, S, D) + 300).float().detach()
+    _, m, *_ = scheme.moved(h, None)
+
+    def formula(h: Tensor) -> Tensor:
+        norm = nn.functional.layer_norm(h, (D,), *(p.to(h.dtype) for p in scheme.norm.parameters()), scheme.norm.eps)
+        moved = torch.tanh(norm @ scheme.mix_weight[:, 0].to(h.dtype))
+        return scheme.read_mix.to(h.dtype) + scheme.mix_scale.to(h.dtype) * moved
+
+    exact = formula(h.double())
+    assert (m - exact).abs().max() <= 4 * (formula(h) - exact).abs().max()
 
 
 def stack(name: str, options: dict) -> ResidualStack:

@@ -111,7 +111,9 @@ class _Read(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, m: Tensor, made: Again | None) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         _keep(ctx, h, made, m)
-        return h, torch.mv(_flat(h).mT, m).view(*h.shape[:-2], h.shape[-1])
+        x = h.new_empty(*h.shape[:-2], h.shape[-1])  # no view, so that a branch may change it in place
+        torch.mv(_flat(h).mT, m, out=x.view(-1))
+        return h, x
 
     @staticmethod
     def backward(ctx: Any, to_h: Tensor | None, to_x: Tensor | None) -> Any:
@@ -159,14 +161,17 @@ def _mixed(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
 
 
 @unrounded
-def project(h: Tensor, weight: Tensor, made: Again | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """h, its products with the rows of `weight` (K C), as (K *rows), and the sums of squares (*rows).
+def project(
+    h: Tensor, weight: Tensor, made: Again | None = None, centred: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h, its products with the rows of `weight` (K C), as (K *rows), and the rows' sums of squares (*rows).
 
     The rows are of C channels: (... S) of them where C = D, and (...) where C = S D, of all streams of a token. In
-    single precision at least. What comes after uses that h.
+    single precision at least. `centred`: of rows less their means, as LayerNorm
+    has them. What comes after uses that h.
     """
     weight = weight.to(torch.promote_types(h.dtype, torch.float32))
-    return _Project.apply(h, weight, made) if fast() else _project(h, weight)
+    return _Project.apply(h, weight, centred, made) if fast() else _project(h, weight, centred)
 
 
 @unrounded
@@ -184,8 +189,8 @@ def mix_by_token(h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None 
     return _MixByToken.apply(h, r, w, y, made) if fast() else _mix_by_token(h, r, w, y)
 
 
-def _project(h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x = _rows(h, weight)
+def _project(h: Tensor, weight: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+    x = _rows(h, weight, centred)
     return h, einsum(weight, x, "K C, ... C -> K ..."), x.square().sum(-1)
 
 
@@ -197,10 +202,11 @@ def _mix_by_token(h: Tensor, r: Tensor, w: Tensor, y: Tensor) -> Tensor:
     return einsum(r, h, "... R S, ... S D -> ... R D") + einsum(w, y, "... R, ... D -> ... R D")
 
 
-def _rows(h: Tensor, weight: Tensor) -> Tensor:
+def _rows(h: Tensor, weight: Tensor, centred: bool) -> Tensor:
     """(... S D) -> (... S D) or (... S*D), as many channels as weight has."""
     x = h if weight.shape[-1] == h.shape[-1] else h.flatten(-2)
-    return x.to(weight.dtype)
+    x = x.to(weight.dtype)
+    return x - x.mean(-1, keepdim=True) if centred else x
 
 
 def _tokens(x: Tensor, last: int) -> Tensor:
@@ -212,10 +218,13 @@ class _Project(torch.autograd.Function):
     """The few rows of weight stand on the left, where libraries of matrix products are fast with few."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, made: Again | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, h: Tensor, weight: Tensor, centred: bool, made: Again | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         _keep(ctx, h, made, weight)
-        x = _rows(h, weight)
+        ctx.centred = centred
+        x = _rows(h, weight, centred)
         z = weight @ _tokens(x, 1).mT
         return h, z.view(len(weight), *x.shape[:-1]), torch.linalg.vector_norm(x, dim=-1).square_()
 
@@ -223,10 +232,11 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, to_h: Tensor | None, to_z: Tensor | None, to_square: Tensor | None) -> Any:
         h, weight = _first(ctx)
         if torch.is_grad_enabled():
-            return *through(_project, (h, weight), to_h, to_z, to_square), None
+            found = through(lambda h, w: _project(h, w, ctx.centred), (h, weight), to_h, to_z, to_square)
+            return *found, None, None
         if to_z is None and to_square is None:
-            return to_h, None, None
-        x = _tokens(_rows(h, weight), 1)
+            return to_h, None, None, None
+        x = _tokens(_rows(h, weight, ctx.centred), 1)
         dh = torch.zeros_like(x) if to_h is None else to_h.reshape(x.shape).to(x.dtype)
         dweight = None
         if to_square is not None:
@@ -234,9 +244,11 @@ class _Project(torch.autograd.Function):
         if to_z is not None:
             z = to_z.reshape(len(weight), -1)
             dweight = z @ x
+            # of centred rows only the centred weights matter
+            weight = weight - weight.mean(-1, keepdim=True) if ctx.centred else weight
             # what was made just now can be added to in place
             dh = torch.addmm(dh, z.mT, weight) if to_square is None else dh.addmm_(z.mT, weight)
-        return dh.view(h.shape).to(h.dtype), dweight, None
+        return dh.view(h.shape).to(h.dtype), dweight, None, None
 
 
 class _ReadByToken(torch.autograd.Function):

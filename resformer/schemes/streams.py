@@ -73,14 +73,9 @@ class HyperConnections(Scheme):
     def moved(self, h: Tensor, made: mixing.Again | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """h, m (... S), R (... R S) and w (... S) of each token: of N(H) W is N, a shift and a factor, taken last."""
         weight = torch.cat([self.mix_weight.mT, self.write_weight[None]])  # (S+2 D)
-        gained = weight * self.norm.weight
-        mean = torch.full_like(weight[:1], 1 / h.shape[-1])
-        h, z, square = mixing.project(h, torch.cat([gained, mean]), made)
-        z, mean = z[:-1], z[-1]
-        variance = (square / h.shape[-1] - mean.square()).clamp_min(0)
-        ones = (1,) * mean.ndim
-        shift, gain = ((weight * p).sum(-1).view(-1, *ones) for p in (self.norm.bias, self.norm.weight))
-        u = torch.tanh((z - gain * mean) * torch.rsqrt(variance + self.norm.eps) + shift)  # (S+2 ... S)
+        h, z, square = mixing.project(h, weight * self.norm.weight, made, True)
+        shift = (weight * self.norm.bias).sum(-1).view(-1, *(1,) * square.ndim)
+        u = torch.tanh(z * torch.rsqrt(square / h.shape[-1] + self.norm.eps) + shift)  # (S+2 ... S)
         move = self.mix_scale * u[:-1]
         r = self.mix.mT + move[1:].movedim(0, -2)
         return h, self.read_mix + move[0], r, self.write_mix + self.write_scale * u[-1]
