@@ -20,7 +20,11 @@ _written_out = 0  # how many ask for the formulas; of the process, since backwar
 
 @contextmanager
 def written_out() -> Iterator[None]:
-    """Meanwhile all schemes compute as their formulas are written, without a fast path: to compare, and to debug."""
+    """Meanwhile all schemes compute as their formulas are written, without a fast path: to compare, and to debug.
+
+    Around the backward pass too where checkpointing computes again there, which raises an error if it finds other
+    tensors than before.
+    """
     global _written_out
     _written_out += 1
     try:

@@ -167,8 +167,8 @@ def project(
     """h, its products with the rows of `weight` (K C), as (K *rows), and the rows' sums of squares (*rows).
 
     The rows are of C channels: (... S) of them where C = D, and (...) where C = S D, of all streams of a token. In
-    single precision at least. `centred`: of rows less their means, as LayerNorm
-    has them. What comes after uses that h.
+    single precision at least. `centred`: of rows less their means, as LayerNorm has them. What comes after uses
+    that h.
     """
     weight = weight.to(torch.promote_types(h.dtype, torch.float32))
     return _Project.apply(h, weight, centred, made) if fast() else _project(h, weight, centred)
