@@ -2,7 +2,7 @@
 
 h (... S D) are the streams. With one mixture for all tokens (m, R, w) they lie stream after stream in memory, with one
 for each token (`by_token`) token after token; another order is right too, and copied first. Parts that do not depend on
-tokens come as m (S), R (S R), w (R), those that do as m (... S), R (... R S), w (... R), with H ← R H.
+tokens come as m (S), R (R S), w (R), those that do as m (... S), R (... R S), w (... R), with H ← R H.
 
 What a mixture made need not be kept for the backward pass: `again(h)` says how it was made, and it is made again there.
 """
