@@ -30,15 +30,15 @@ class Again:
 
     def __call__(self) -> Tensor:
         if torch.is_grad_enabled():  # to differentiate twice, the way there belongs to the graph
-            return self.mixture.maker.make(self.mixture)
+            return self.mixture.make(self.mixture)
         if self.found is None:
-            self.found = self.mixture.maker.make(self.mixture)
+            self.found = self.mixture.make(self.mixture)
         return self.found
 
 
 def again(h: Tensor) -> Again | None:
     """How these streams can be made again; None if they must be kept, as those that no mixture made."""
-    return Again(h.grad_fn) if fast() and hasattr(h.grad_fn, "maker") else None
+    return Again(h.grad_fn) if fast() and hasattr(h.grad_fn, "make") else None
 
 
 def _alike(h: Tensor, y: Tensor, made: Again | None) -> tuple[Tensor, Tensor, Again | None]:
@@ -62,7 +62,7 @@ def _kept(ctx: Any, *, more: bool = False) -> tuple[Tensor, ...]:
     return h, *others
 
 
-def _first(ctx: Any) -> tuple[Tensor, ...]:
+def _kept_last(ctx: Any) -> tuple[Tensor, ...]:
     """`_kept` of what a site does first, and its backward pass last: the streams need no longer be held."""
     found = _kept(ctx)
     if ctx.made:
@@ -119,7 +119,7 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, to_h: Tensor | None, to_x: Tensor | None) -> Any:
         if to_x is None:
             return to_h, None, None
-        h, m = _first(ctx)
+        h, m = _kept_last(ctx)
         if torch.is_grad_enabled():
             return *through(_read, (h, m), to_h, to_x), None
         x = to_x.reshape(-1)
@@ -131,7 +131,7 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None) -> Tensor:
         _keep(ctx, h, made, r, w, y)
-        ctx.maker = _Mix
+        ctx.make = _Mix.make
         return _mixed(h, r, w, y)
 
     @staticmethod
@@ -230,7 +230,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, to_h: Tensor | None, to_z: Tensor | None, to_square: Tensor | None) -> Any:
-        h, weight = _first(ctx)
+        h, weight = _kept_last(ctx)
         if torch.is_grad_enabled():
             found = through(lambda h, w: _project(h, w, ctx.centred), (h, weight), to_h, to_z, to_square)
             return *found, None, None
@@ -276,7 +276,7 @@ class _MixByToken(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, r: Tensor, w: Tensor, y: Tensor, made: Again | None) -> Tensor:
         _keep(ctx, h, made, r, w, y)
-        ctx.maker = _MixByToken
+        ctx.make = _MixByToken.make
         return _mixed_by_token(h, r, w, y)
 
     @staticmethod

@@ -20,6 +20,10 @@ def weighted(weights: Tensor | Sequence[float], states: Sequence[Tensor]) -> Any
     """Σ_j w_j X_j"""
     if isinstance(weights, Tensor) and fast():
         return _Weighted.apply(weights, *states)
+    return _weighted(weights, *states)
+
+
+def _weighted(weights: Tensor | Sequence[float], *states: Tensor) -> Any:
     return sum(w * state for w, state in zip(weights, states, strict=True))
 
 
@@ -38,7 +42,7 @@ class _Weighted(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         weights, *states = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return through(lambda w, *x: sum(a * b for a, b in zip(w, x, strict=True)), ctx.saved_tensors, grad)
+            return through(_weighted, ctx.saved_tensors, grad)
         wanted = ctx.needs_input_grad
         dots = None
         if wanted[0]:
