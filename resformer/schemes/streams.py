@@ -198,12 +198,12 @@ class _Sinkhorn(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *through(lambda z: _doubly_stochastic(z, ctx.iterations), (logits,), grad), None
         p, sums, columns = _scaled(logits, ctx.iterations)
-        to_log = grad * p
+        to_log = grad.contiguous() * p  # else all that follows has the strides of grad, which is tokens first
         for dim, total in reversed(sums):  # of log p' = log p - log Σ p
-            to_log = torch.addcmul(to_log, p, to_log.sum(dim, keepdim=True), value=-1)
-            p = p * total
-        to_log = torch.addcmul(to_log, p, to_log.sum(1, keepdim=True), value=-1)
-        to_log = torch.addcmul(to_log, columns, to_log.sum(0, keepdim=True), value=-1)
+            to_log.addcmul_(p, to_log.sum(dim, keepdim=True), value=-1)
+            p.mul_(total)
+        to_log.addcmul_(p, to_log.sum(1, keepdim=True), value=-1)
+        to_log.addcmul_(columns, to_log.sum(0, keepdim=True), value=-1)
         return to_log, None
 
 
@@ -216,7 +216,7 @@ def _scaled(logits: Tensor, iterations: int) -> tuple[Tensor, list[tuple[int, Te
     for _ in range(iterations - 1):
         for dim in (0, 1):
             total = p.sum(dim, keepdim=True)
-            p = p / total
+            p.div_(total)
             sums.append((dim, total))
     return p, sums, columns.exp()
 

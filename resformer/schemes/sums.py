@@ -87,7 +87,7 @@ class _Attended(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         scales = torch.stack([torch.linalg.vector_norm(state, dim=-1, dtype=wide) for state in states])
         scales = torch.rsqrt(scales.square() / len(query) + EPS)
-        scores = torch.stack([state.to(wide) @ query.to(wide) for state in states]) * scales
+        scores = torch.stack([torch.linalg.vecdot(state.to(wide), query.to(wide)) for state in states]) * scales
         weights = scores.softmax(0)
         by_state = (gain * weights).to(dtype)[..., None]
         total = by_state[0] * states[0]
@@ -116,7 +116,7 @@ class _Attended(torch.autograd.Function):
         gradients = []
         for i, given in enumerate(states):
             state = given.to(dtype)
-            to_query = to_query + by_query[i].reshape(-1) @ state.reshape(-1, len(query))
+            to_query = to_query + (by_query[i][..., None] * state).reshape(-1, len(query)).sum(0)
             gradient = by_query[i][..., None] * query.to(dtype)
             gradient.addcmul_(state, by_state[i])
             if to_total is not None:
