@@ -25,13 +25,14 @@ PACKAGES = (
 HERE = Path(__file__).resolve().parent
 
 
-def provenance() -> dict[str, Any]:
+def provenance(*folders: Path) -> dict[str, Any]:
     """Versions, Python, platform, commit of this package's code, the command line, and the time now (UTC, ISO 8601).
 
     A package that is not installed has version None. `git` and `dirty` are None unless this package
-    is code tracked by git; `dirty` then says whether the package's own files differ from the commit.
+    is code tracked by git; `dirty` then says whether the package's own files, or those in `folders`, differ from the
+    commit.
     """
-    commit, dirty = _commit()
+    commit, dirty = _commit(*folders)
     return {
         **{name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -51,11 +52,11 @@ def _version(package: str) -> str | None:
 
 
 @functools.cache  # asked once a process: what matters is the code that was loaded, not what is edited later
-def _commit() -> tuple[str | None, bool | None]:
+def _commit(*folders: Path) -> tuple[str | None, bool | None]:
     # An installed copy can lie inside somebody else's repository, whose commit would be a lie.
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None, None
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", str(HERE))
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", *map(str, (HERE, *folders)))
     return (None, None) if commit is None or changes is None else (commit, changes != "")
 
 

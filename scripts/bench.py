@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -20,7 +22,7 @@ from rich.console import Console
 
 from benchmark import depth, finetune, overhead, peers, pretrain, schemes, startup, study
 from benchmark.record import Record, machine
-from benchmark.suite import Bench, Suite, choose
+from benchmark.suite import Bench, Row, Size, Suite, choose
 from benchmark.table import markdown, terminal
 from resformer.cli.speaking import quiet
 from resformer.files import write_text_atomically
@@ -35,13 +37,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--suite", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(SUITES)}")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a row, repeatable")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, and cores on Linux")
+    parser.add_argument("--depth", type=int, default=Size.depth, help="of the encoder that takes steps")
+    parser.add_argument("--width", type=int, default=Size.width, help="(a multiple of 64)")
+    parser.add_argument("--batch", type=int, default=Size.batch, help="inputs of 128 tokens")
     parser.add_argument("--pairs", type=int, default=15, help="timed, odd; 0: memory and operations alone")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a pretrained encoder (finetune)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="GLUE (finetune)")
     parser.add_argument("--seeds", type=int, default=5, help="(finetune)")
     parser.add_argument("--again", action="store_true", help="measure also what the file holds")
-    parser.add_argument("--json", type=Path, metavar="F", help="the file; the Markdown is F with .md")
+    file = Path("benchmark.json")
+    parser.add_argument("--json", type=Path, metavar="F", default=file, help=f"({file}); the Markdown is F with .md")
     given = parser.parse_args(arguments)
     try:
         run(given)
@@ -54,6 +60,11 @@ def run(given: argparse.Namespace) -> None:
         raise ValueError(f"pairs is {given.pairs}; it must be odd, so that one is in the middle, or 0")
     if given.threads < 1 or given.seeds < 1:
         raise ValueError(f"threads is {given.threads} and seeds {given.seeds}; both must be at least 1")
+    if given.depth < 1 or given.batch < 1 or given.width < 64 or given.width % 64:
+        raise ValueError(
+            f"depth is {given.depth}, batch {given.batch} and width {given.width}; depth and batch must be at least 1, "
+            "width a multiple of 64"
+        )
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', and torch finds none; leave it out")
     lacking = {name: lack for name, suite in SUITES.items() if (lack := suite.lacks(given))}
@@ -69,11 +80,20 @@ def run(given: argparse.Namespace) -> None:
             raise ValueError(f"{folder} is no folder; give one that is there")
     if given.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # where there is a GPU as well
+    size = Size(depth=given.depth, width=given.width, batch=given.batch)
     quiet()
     datasets.disable_progress_bars()
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
-    record = Record(given.json, machine(device), _command(given))
+    record = Record(given.json, machine(device) | {"encoder": str(size)}, _command(given))
+    with cores(given.threads if given.device == "cpu" else None):
+        measure(plan, record, device, size, given)
+
+
+def measure(
+    plan: dict[Suite, list[Row]], record: Record, device: torch.device, size: Size, given: argparse.Namespace
+) -> None:
+    """What the record does not hold yet, row by row, and each suite's table."""
     for suite, rows in plan.items():
         with progress_bar(len(rows), shown=True, what=suite.name) as update:
             for row in rows if given.again else ():
@@ -82,13 +102,24 @@ def run(given: argparse.Namespace) -> None:
                 if record.has(suite.name, row.name, given.pairs) and not suite.piecemeal:
                     continue
                 tell = lambda note, number=number, row=row: update(completed=number, note=f"{row.name}: {note}")
-                bench = Bench(
-                    record, device, given.pairs, model=given.model, data=given.data, seeds=given.seeds, tell=tell
-                )
+                bench = Bench(record, device, given.pairs, size, given.model, given.data, given.seeds, tell=tell)
                 record.keep(suite.name, row.name, suite.measure(row, bench), given.pairs)
-                if given.json is not None:
-                    write_text_atomically(given.json.with_suffix(".md"), markdown(SUITES, record))
+                write_text_atomically(given.json.with_suffix(".md"), markdown(SUITES, record))
         Console().print(terminal(suite, record))
+
+
+@contextmanager
+def cores(count: int | None) -> Iterator[None]:
+    """Meanwhile this process and those that it starts have so many cores, where the system can tell them (Linux)."""
+    if count is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _command(given: argparse.Namespace) -> str:
@@ -96,7 +127,13 @@ def _command(given: argparse.Namespace) -> str:
     words = ["python scripts/bench.py", *(["--suite", *given.suite] if given.suite else [])]
     words += [f"--only '{name}'" for name in given.only]
     words += [f"--{name} {getattr(given, name)}" for name in ("device", "threads", "pairs")]
+    words += [
+        f"--{name} {getattr(given, name)}"
+        for name in ("depth", "width", "batch")
+        if getattr(given, name) != getattr(Size, name)
+    ]
     words += [f"--{name} DIR" for name in ("model", "data") if getattr(given, name) is not None]
+    words += [f"--seeds {given.seeds}"] * (given.model is not None)
     return " ".join(words)
 
 

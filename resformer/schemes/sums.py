@@ -109,15 +109,15 @@ class _Attended(torch.autograd.Function):
             dots = [torch.linalg.vecdot(to_total, state.to(dtype)) for state in states]
             to_weights = to_weights + ctx.gain * torch.stack(dots)
         to_scores = weights * (to_weights - (weights * to_weights).sum(0))
-        by_query = (to_scores * scales).to(dtype)
+        by_query = to_scores * scales
         by_state = (-to_scores * scores * scales.square() / len(query)).to(dtype)[..., None]
         by_total = (ctx.gain * weights).to(dtype)[..., None]
         to_query: Any = 0
         gradients = []
         for i, given in enumerate(states):
             state = given.to(dtype)
-            to_query = to_query + (by_query[i][..., None] * state).reshape(-1, len(query)).sum(0)
-            gradient = by_query[i][..., None] * query.to(dtype)
+            to_query = to_query + (by_query[i][..., None] * state).reshape(-1, len(query)).sum(0)  # in single precision
+            gradient = by_query[i].to(dtype)[..., None] * query.to(dtype)
             gradient.addcmul_(state, by_state[i])
             if to_total is not None:
                 gradient.addcmul_(to_total, by_total[i])

@@ -31,7 +31,8 @@ def x_transformer(size: Size, **options: Any) -> nn.Module:
             heads=config.num_attention_heads,
             attn_dim_head=size.width // config.num_attention_heads,
             attn_dropout=size.dropout,
-            ff_dropout=size.dropout,
+            attn_sublayer_dropout=size.dropout,  # where BERT has them: on what a branch gives
+            ff_sublayer_dropout=size.dropout,
             **options,
         ),
     )
@@ -115,7 +116,7 @@ SUITE = Suite(
     "peers",
     "a training step (forward, backward, AdamW) of other packages' residuals against their own plain default, and "
     "against the BERT of transformers; xt: x-transformers, whose plain default is pre-LN; hc: the package "
-    "hyper-connections around the sublayers of that BERT, pre-LN",
+    "hyper-connections around the sublayers of that BERT, pre-LN, 4 streams",
     ("time", "saved", "time / HF", "saved / HF"),
     (
         _x("xt default", note="against a second copy of itself: the noise"),
@@ -123,7 +124,11 @@ SUITE = Suite(
         _x("xt use_layerscale", use_layerscale=True),
         _x("xt gate_residual", gate_residual=True, note="a GRU cell a site"),
         _x("xt integrate_layers", integrate_layers=True, note="LIMe: depth-weighted views for q, k and v"),
-        _x("xt num_residual_streams=4", num_residual_streams=STREAMS, note="hyper-connections, dynamic"),
+        _x(
+            "xt num_residual_streams=4",
+            num_residual_streams=STREAMS,
+            note="as mhc, 5 iterations",
+        ),
         _x(
             "xt attn_aggregated_residuals",
             asked=True,

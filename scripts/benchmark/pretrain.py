@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmark.finetune import MEDIUM
 from benchmark.measuring import estimate, interleaved, ratios
 from benchmark.steps import machine_rate
 from benchmark.stock import mlm_steps
@@ -41,6 +42,7 @@ class Steps:
     matmul_precision: str
     flops: float
     saved_mib: float
+    parameters: int
 
     def take(self) -> None:
         torch.set_float32_matmul_precision(self.matmul_precision)
@@ -67,15 +69,19 @@ def measure(row: Row, bench: Bench) -> Values:
         ours = _ours(tokenizer, packed, settings, folder, at_once, bench, stack)
         theirs = _theirs(tokenizer, packed, settings.precision, at_once, bench)
         values: Values = {"saved": ours.saved_mib / theirs.saved_mib, "FLOP": ours.flops / theirs.flops}
+        values |= {"saved MiB": ours.saved_mib, "GFLOP": ours.flops / 1e9, "parameters": ours.parameters}
         if not bench.pairs:
             return values
+        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        rates = [machine_rate(bench.size, dtype, bench.device)]
         try:
             taken = interleaved({"ours": ours.take, "stock": theirs.take}, bench.pairs, bench.device, bench.tell)
         finally:
             torch.set_float32_matmul_precision("highest")
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    rate, tokens = machine_rate(bench.size, dtype, bench.device), bench.size.batch * bench.size.length
+        rates.append(machine_rate(bench.size, dtype, bench.device))
+    rate, tokens = fmean(rates), bench.size.batch * bench.size.length
     return values | {
+        "ms": 1000 * median(taken["ours"]) / at_once,
         "speed-up": ratios(taken["stock"], taken["ours"]),
         "tokens/s": estimate([tokens * at_once / seconds for seconds in taken["ours"]]),
         "of rate": estimate([ours.flops * at_once / seconds / rate for seconds in taken["ours"]]),
@@ -116,7 +122,7 @@ def _ours(
     sitting = Sitting(model, job, folder, settings, None, lambda: False)
     comes = sitting.windows(lambda step: None, look=lambda step: step % at_once == 0)
     flops = found.flops_per_token * size.batch * size.length
-    return Steps(comes, settings.matmul_precision, flops, found.activations_mib)
+    return Steps(comes, settings.matmul_precision, flops, found.activations_mib, found.parameters)
 
 
 def stock_model(size: Size, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -143,7 +149,8 @@ def _theirs(tokenizer: PreTrainedTokenizerBase, packed: Packed, precision: str, 
         precision=precision,
         at_once=at_once,
     )
-    return Steps(comes, "highest", found.flops_per_token * size.batch * size.length, found.activations_mib)
+    flops = found.flops_per_token * size.batch * size.length
+    return Steps(comes, "highest", flops, found.activations_mib, found.parameters)
 
 
 SUITE = Suite(
@@ -158,10 +165,10 @@ SUITE = Suite(
             "fp32",
             (Goal("speed-up", least=1.6),),
             {"precision": "fp32", "matmul_precision": "medium"},
-            "--matmul-precision medium: on some processors and GPUs it may round to bf16 or tf32",
+            MEDIUM,
         ),
         Row("fp32 highest", (), {"precision": "fp32"}, "with torch's own matrix-product precision"),
     ),
     measure,
-    more=("FLOP", "tokens/s", "rate GFLOP/s"),
+    more=("FLOP", "ms", "tokens/s", "GFLOP", "rate GFLOP/s", "saved MiB", "parameters"),
 )

@@ -16,6 +16,8 @@ import torch
 from resformer.files import finite, write_json_atomically
 from resformer.provenance import provenance
 
+CODE = Path(__file__).resolve().parent  # which measures, beside the package
+ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC", "PYTORCH_CUDA_ALLOC", "PYTORCH_ALLOC")
 PEERS = ("x-transformers", "hyper-connections")
 
 
@@ -31,7 +33,8 @@ class Record:
     """
 
     def __init__(self, path: Path | None = None, machine: dict[str, Any] | None = None, command: str = "") -> None:
-        self.path, self.command = path, command
+        self.path = path
+        self.made = provenance(CODE) | {"command": command} | _peers()  # now: what is edited later does not run
         self.content: dict[str, Any] = {"machine": machine or {}, "suites": {}, "parts": {}}
         if path is not None and path.exists():
             self.content = json.loads(path.read_text())
@@ -48,16 +51,17 @@ class Record:
         return found is not None and found["made"]["pairs"] >= pairs
 
     def keep(self, suite: str, row: str, values: dict[str, Any], pairs: int) -> None:
-        made = {key: value for key, value in provenance().items() if key != "command"}
-        made |= {"command": self.command, "pairs": pairs} | _peers()
-        self.content["suites"].setdefault(suite, {})[row] = {"values": values, "made": made}
+        made = self.made | {"pairs": pairs, "finished": provenance()["finished"]}
+        rows, values = self.content["suites"].setdefault(suite, {}), finite(values)
+        if row not in rows or rows[row]["values"] != values:  # else it is of parts measured before
+            rows[row] = {"values": values, "made": made}
         self.write()
 
-    def part(self, suite: str, name: str, measure: Callable[[], Any]) -> Any:
-        """What was measured before under this name, or is now."""
+    def part(self, suite: str, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What was measured before under this name, or is now, with the commit that measured it."""
         parts = self.content["parts"].setdefault(suite, {})
         if name not in parts:
-            parts[name] = measure()
+            parts[name] = measure() | {key: self.made[key] for key in ("git", "dirty")}
             self.write()
         return parts[name]
 
@@ -83,7 +87,8 @@ def _peers() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, instructions that torch uses, threads of torch, device."""
+    """Processor, instructions that torch uses, threads of torch, device, and how the allocator was told to behave."""
+    settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(ALLOCATOR)]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "processor": _processor(),
@@ -91,6 +96,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": name,
+        "allocator": " ".join(settings) or "as it comes",
     }
 
 

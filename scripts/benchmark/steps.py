@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Callable
-from functools import cache
-from statistics import median
+from contextlib import suppress
+from statistics import fmean, median
 
 import torch
 
@@ -15,7 +17,7 @@ from resformer.train.cost import peak_memory_mb, reset_peak_memory
 
 Make = Callable[[Bench], Subject]
 SHOWN = ("time", "saved", "FLOP", "of rate")
-MORE = ("ms", "saved MiB", "peak MiB", "parameters")
+MORE = ("ms", "GFLOP", "rate GFLOP/s", "saved MiB", "peak MiB", "parameters")
 
 
 def stock_subject(bench: Bench) -> Subject:
@@ -28,12 +30,13 @@ def compare(make: Make, bases: dict[str, Make], bench: Bench) -> Values:
     time    ratio of the times of a step, pair by pair, with its interval
     saved   ratio of the bytes that autograd keeps from forward to backward, each storage once, without the weights
     FLOP    ratio of the operations of matrix products
-    of rate share of the rate at which this machine multiplies the matrices of the stock model
+    of rate share of the rate at which this machine multiplies the matrices of the stock model, before and after it
     peak    MiB: of the process in a step while it holds no other model, interpreter and all; on a GPU of its tensors
     """
     bench.tell("memory")
     one = make(bench)
     values: Values = {"peak MiB": _peak(one), "parameters": one.plan.parameters, "saved MiB": one.plan.activations_mib}
+    values["GFLOP"] = one.flops / 1e9
     others = {name: base(bench) for name, base in bases.items()}
     for name, other in others.items():
         values["saved" + name] = one.plan.activations_mib / other.plan.activations_mib
@@ -41,17 +44,15 @@ def compare(make: Make, bases: dict[str, Make], bench: Bench) -> Values:
     if not bench.pairs:
         return values
     acts = {"one": one.step, **{f"base{name}": other.step for name, other in others.items()}}
+    rates = [machine_rate(bench.size, one.dtype, bench.device)]
     taken = interleaved(acts, bench.pairs, bench.device, bench.tell)
+    rates.append(machine_rate(bench.size, one.dtype, bench.device))
     for name in others:
         values["time" + name] = ratios(taken["one"], taken[f"base{name}"])
-    rate = machine_rate(bench.size, one.dtype, bench.device)
-    return values | {
-        "ms": 1000 * median(taken["one"]),
-        "of rate": one.flops / median(taken["one"]) / rate,
-    }
+    rate, seconds = fmean(rates), median(taken["one"])
+    return values | {"ms": 1000 * seconds, "of rate": one.flops / seconds / rate, "rate GFLOP/s": rate / 1e9}
 
 
-@cache
 def machine_rate(size: Size, dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second in the matrix products of the stock model."""
     model, batch = stock(size).to(device), random_batch(size, device)
@@ -60,6 +61,14 @@ def machine_rate(size: Size, dtype: torch.dtype, device: torch.device) -> float:
 
 def _peak(subject: Subject) -> float:
     subject.step()  # makes the optimizer's numbers
+    _give_back()
     reset_peak_memory(subject.device)
     subject.step()
     return peak_memory_mb(subject.device)
+
+
+def _give_back() -> None:
+    """What glibc's allocator has kept of earlier models: without it their memory would count for the next."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another system
+        ctypes.CDLL(None).malloc_trim(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -19,22 +20,24 @@ Values = dict[str, Value]
 
 @dataclass(frozen=True)
 class Goal:
-    """What a quantity is to be: `most` and `least` for where its interval may begin or end, `top` for its end."""
+    """What a quantity is to be; `top`: what its interval must not go beyond, either."""
 
     quantity: str
     most: float | None = None
     least: float | None = None
     top: float | None = None
 
-    def missed(self, value: Value) -> bool:
-        """Whether the whole interval misses it, at the two decimals that the table shows."""
-        low, high = (value["low"], value["high"]) if isinstance(value, dict) else (value, value)
-        low, high = round(float(low), 2), round(float(high), 2)
-        return (
-            (self.most is not None and low > self.most)
-            or (self.top is not None and high > self.top)
-            or (self.least is not None and high < self.least)
-        )
+    def mark(self, value: Value) -> str:
+        """! if the whole interval misses it, ? if the median does or the interval goes beyond `top`; else nothing.
+
+        At the two decimals that the table shows.
+        """
+        given = [value[name] for name in ("low", "median", "high")] if isinstance(value, dict) else [value] * 3
+        low, middle, high = (round(float(one), 2) for one in given)  # type: ignore[arg-type]
+        most, least = (math.inf if self.most is None else self.most), (-math.inf if self.least is None else self.least)
+        if low > most or high < least:
+            return "!"
+        return "" if least <= middle <= most and (self.top is None or high <= self.top) else "?"
 
     def __str__(self) -> str:
         parts = {"": self.most, "upper end ": self.top}
@@ -63,6 +66,9 @@ class Size:
     batch: int = 16
     length: int = 128
     dropout: float = 0.1
+
+    def __str__(self) -> str:
+        return f"{self.depth} x {self.width}, vocabulary {self.vocabulary}, {self.batch} inputs of {self.length} tokens"
 
 
 @dataclass

@@ -12,12 +12,11 @@ from benchmark.suite import Row, Suite, Value
 
 
 def marked(row: Row, quantity: str, values: dict[str, Value]) -> str:
-    """A cell: the value, with ! if the whole interval misses a goal."""
+    """A cell: the value with the mark of its goals."""
     if quantity not in values or values[quantity] is None:
         return ""
     value = values[quantity]
-    missed = any(goal.missed(value) for goal in row.goals if goal.quantity == quantity)
-    return shown(value) + "!" * missed
+    return shown(value) + "".join(goal.mark(value) for goal in row.goals if goal.quantity == quantity)
 
 
 def shown(value: Value) -> str:
