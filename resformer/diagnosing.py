@@ -150,7 +150,7 @@ def _of_task(
     task, splits = TASKS[name], load_task(name, data, say=say)
     words = None
     if start.model is None and start.tokenizer is None:
-        every = (text for column in task.texts for text in splits["train"][column])
+        every = (text for column in task.texts for text in splits["train"][column][:])
         words = train_tokenizer(every, max_length=max_length)
     model, tokenizer = start_model(
         start, HEADS["classes"], seed=seed, length=max_length, task=task, tokenizer=words, say=say

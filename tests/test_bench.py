@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sys
 from dataclasses import replace
 from importlib.metadata import version
@@ -29,7 +30,7 @@ from benchmark.nets import Subject, loss_of_logits
 from benchmark.record import Record
 from benchmark.stock import glue_epoch, mlm_steps
 from benchmark.suite import Bench, Goal, Row, Size, Suite, choose
-from benchmark.table import markdown, marked
+from benchmark.table import markdown, marked, shown
 
 CPU = torch.device("cpu")
 TINY = Size(depth=2, width=16, vocabulary=60, batch=2, length=12)
@@ -332,3 +333,38 @@ def test_patching_starts_up():
     row = startup.SUITE.rows[2]
     code = startup.PATCH.format(sizes="hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8")
     assert startup.SUITE.measure(replace(row, given=(("-c", code), True)), Bench(Record(), pairs=1))["ms"]["n"] == 1
+
+
+COMMITTED = Path(__file__).parents[1] / "scripts" / "studies" / "benchmark" / "cpu.json"
+PEERS = {  # of a scheme, where a package has the like
+    "layer_scale": "xt use_layerscale",
+    "highway": "xt gate_residual",
+    "hyper_connections dynamic": "hc dynamic",
+    "mhc": "hc mHC",
+    "denseformer": "xt integrate_layers",
+}
+
+
+def speed_rows():
+    """The rows of the README's tables of speed, from the committed benchmark."""
+    values = {
+        suite: {name: row["values"] for name, row in rows.items()}
+        for suite, rows in json.loads(COMMITTED.read_text())["suites"].items()
+    }
+    rows = []
+    for suite in (overhead.SUITE, schemes.SUITE):
+        for row in suite.rows[suite is schemes.SUITE :]:  # the stock model once
+            found = [marked(row, quantity, values[suite.name][row.name]) for quantity in ("time", "saved")]
+            peer = values["peers"].get(PEERS.get(row.name), {})
+            rows.append([row.name, *found, *(shown(peer[name]) if peer else "" for name in ("time", "saved"))])
+    for suite in (pretrain.SUITE, finetune.SUITE):
+        for row in suite.rows:
+            found = values[suite.name][row.name]
+            gap = f"{found['gap']:+.4f} ± {found['error']:.4f}".replace("-", "−") if "gap" in found else ""
+            rows.append([f"{suite.name} {row.name}", marked(row, "speed-up", found), gap])
+    return [re.sub(" +", " ", f"| {' | '.join(row)} |") for row in rows]
+
+
+def test_the_tables_of_speed_are_the_committed_benchmark():
+    inside = (COMMITTED.parents[3] / "README.md").read_text().partition("<!-- speed -->")[2].partition("<!-- /speed")[0]
+    assert re.findall(r"^\| (?!scheme )[a-z].*", inside, re.MULTILINE) == speed_rows()

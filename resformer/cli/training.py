@@ -49,7 +49,7 @@ def finetune(
     task, splits = load_source(source, say=say)
     words = None
     if start.model is None and start.tokenizer is None:
-        texts = (text for column in task.texts for text in splits["train"][column])
+        texts = (text for column in task.texts for text in splits["train"][column][:])
         words = train_tokenizer(texts, vocab_size=WORDS, max_length=max_length)
     model, tokenizer = start_model(
         start,

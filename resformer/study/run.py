@@ -222,7 +222,7 @@ def prepare(
     data = load_task(name, folder)
     if not tokenized:
         return data, None
-    texts = [text for column in task.texts for text in data["train"][column]]
+    texts = [text for column in task.texts for text in data["train"][column][:]]
     vocabulary = None if task.builtin else VOCABULARY
     return data, train_tokenizer(texts, vocab_size=vocabulary, max_length=max_length)
 
@@ -237,7 +237,7 @@ def shortened(data: DatasetDict, settings: Settings) -> DatasetDict:
 
 def without_slice(data: DatasetDict, task: Task) -> DatasetDict:
     """Training data without a slice, and the slice as the only data to be evaluated on: the same for every run."""
-    labels = np.asarray(data["train"]["label"])
+    labels = np.asarray(data["train"]["label"][:])
     size = round(min(max(FEWEST, SLICE * len(labels)), LARGEST * len(labels)))
     classes = None if task.labels is None else labels
     try:
@@ -255,7 +255,7 @@ def class_shares(data: DatasetDict, task: Task) -> list[float]:
     """The share of each class of the training examples; empty for a regression."""
     if task.labels is None:
         return []
-    counts = np.bincount(np.asarray(data["train"]["label"]), minlength=len(task.labels))
+    counts = np.bincount(np.asarray(data["train"]["label"][:]), minlength=len(task.labels))
     return (counts / counts.sum()).tolist()
 
 

@@ -95,8 +95,8 @@ def fingerprint(splits: dict[str, Encoded]) -> str:
 
 def _labels(split: Dataset, task: Task) -> np.ndarray:
     if task.labels is None:
-        return np.asarray(split["label"], dtype=np.float32)
-    labels = np.asarray(split["label"], dtype=np.int64)
+        return np.asarray(split["label"][:], dtype=np.float32)
+    labels = np.asarray(split["label"][:], dtype=np.int64)
     outside = labels[(labels < 0) | (labels >= len(task.labels))]
     if outside.size:
         raise ValueError(

@@ -172,7 +172,7 @@ def _metrics(task: Task, data: DatasetDict, predictions: dict[str, np.ndarray]) 
     """Metrics of each evaluation split, each difficulty within it, and the share of its commonest label."""
     metrics: dict[str, float] = {}
     for name, predicted in predictions.items():
-        suffix, labels = SUFFIXES.get(name, ""), np.asarray(data[name]["label"])
+        suffix, labels = SUFFIXES.get(name, ""), np.asarray(data[name]["label"][:])
         metrics |= {f"{metric}{suffix}": value for metric, value in evaluate(task, predicted, labels).items()}
         if "difficulty" in data[name].column_names:
             difficulty = np.asarray(data[name]["difficulty"])

@@ -150,11 +150,12 @@ def predict(model: nn.Module, encoded: Encoded, *, batch_size: int, accelerator:
     """The logits of every example, (examples, classes) float32, in the order of `encoded`, on every process.
 
     Examples travel with their numbers and are put back by them, so that copies which fill the last batch
-    count once and nothing depends on how many processes there are.
+    count once and nothing depends on how many processes there are. Batches are of 4 `batch_size` examples: without
+    gradients the activations of one layer are held, not of all.
     """
     model.eval()
     answers: dict[int, np.ndarray] = {}
-    for batch in ordered(encoded.lengths, batch_size):
+    for batch in ordered(encoded.lengths, 4 * batch_size):
         index = share(batch, accelerator.process_index, accelerator.num_processes)
         inputs = send_to_device(encoded.collate(index), accelerator.device)
         logits = model(**inputs).logits.float()

@@ -76,7 +76,7 @@ def predict_task(
             raise ValueError(f"model {str(model)!r} gives values that are not finite; nothing is written")
         answers = logits[:, 0] if task.labels is None else logits[:, order].argmax(-1)
         texts[path] = (submission if path.suffix == ".tsv" else table)(task, answers.tolist())
-        labels = np.asarray(splits[name]["label"])
+        labels = np.asarray(splits[name]["label"][:])
         known = np.isfinite(labels) if task.labels is None else labels >= 0
         measured[path] = evaluate(task, answers[known], labels[known]) if known.any() else {}
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
