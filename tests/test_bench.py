@@ -142,6 +142,8 @@ def test_a_record_goes_on_and_merges(tmp_path):
     merged.made["python"] = "4"
     merged.keep("overhead", "rezero", {"time": 3.0}, 15)  # the same: made as it was
     assert merged.row("overhead", "rezero")["made"]["python"] != "4"
+    merged.keep("schemes", "mhc", {"time": 2.0}, 15)
+    assert merged.has("schemes", "mhc", 15)
     merged.forget("finetune", "mrpc bf16")
     assert merged.part("finetune", "mrpc 0 stock", lambda: {"seconds": 3})["seconds"] == 3
     with pytest.raises(ValueError, match=r"was measured on .*'threads': 1.*give another file"):

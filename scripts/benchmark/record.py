@@ -53,7 +53,8 @@ class Record:
     def keep(self, suite: str, row: str, values: dict[str, Any], pairs: int) -> None:
         made = self.made | {"pairs": pairs, "finished": provenance()["finished"]}
         rows, values = self.content["suites"].setdefault(suite, {}), finite(values)
-        if row not in rows or rows[row]["values"] != values:  # else it is of parts measured before
+        there = rows.get(row)
+        if there is None or (there["values"], there["made"]["pairs"]) != (values, pairs):  # else of parts kept before
             rows[row] = {"values": values, "made": made}
         self.write()
 
