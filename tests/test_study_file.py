@@ -11,8 +11,10 @@ from resformer import describe
 from resformer.study.file import read_study
 from resformer.study.plan import Condition
 from resformer.study.resolve import fingerprint, resolve
-from resformer.study.run import parts, prepare, without_slice
+from resformer.study.run import encoding, load_once, parts, vocabulary, without_slice
 from resformer.study.settings import PROTOCOLS
+from resformer.train.batches import encode
+from resformer.train.batches import fingerprint as fingerprint_of_tokens
 
 SMALL = """
 schemes = ["pre_ln", "highway"]
@@ -44,7 +46,7 @@ def test_a_file_is_read_and_looked_up(written):
     assert (study.settings.steps, study.settings.ffn_ratio, study.settings.schedule) == (3, 2.0, "linear")
     # Of highway 2 (D^2 + D) a layer, the LayerNorm at the end of pre-LN is taken off; a unit takes 2 D + 1.
     assert study.facts.wider == {"1": round((2 * 272 - 32) / 33), "2": round((4 * 272 - 32) / 66)}
-    data, _ = prepare("sentiment", None, 128)
+    data = load_once("sentiment", None)
     assert study.facts.data == {"sentiment": fingerprint(data)}
     assert any("sentiment" in line for line in said)
 
@@ -223,14 +225,31 @@ def test_the_control_spends_the_parameters(written):
     assert abs(counts[1] - counts[2]) <= unit / 2 + 32  # the pre-LN of highway's host has its end norm, too
 
 
+def test_runs_from_fresh_weights_have_their_tokens_once(written):
+    study = read_study(written(SMALL), {"controls": False, "train_size": 700})
+    first, second = (replace(run, learning_rate=1e-3) for run in study.runs({})[:2])
+    inputs, made = frozenset({"input_ids", "attention_mask"}), []
+    for run in (first, second):
+        _, tokenizer, task, data, _ = parts(run)
+        given = (data["train"], tokenizer, task)
+        made.append(encoding(run)(*given, max_length=run.settings.max_length, inputs=inputs))
+    assert made[0] is made[1]
+    assert len(made[0]) == 700
+    assert fingerprint_of_tokens({"": made[0]}) == fingerprint_of_tokens(
+        {"": encode(*given, max_length=first.settings.max_length, inputs=inputs)}
+    )
+    checkpoint = replace(first, settings=replace(first.settings, model="somewhere"))
+    assert encoding(checkpoint) is encode, "each run has a tokenizer of its own"
+
+
 def test_data_decide(written):
-    data, _ = prepare("sentiment", None, 128)
+    data = load_once("sentiment", None)
     swapped = data["train"].select([1, 0, *range(2, len(data["train"]))])
     assert fingerprint(data) != fingerprint({**data, "train": swapped})
 
 
 def test_a_checkpoint_is_patched_with_each_scheme(tmp_path, written):
-    _, words = prepare("sentiment", None, 128)
+    words = vocabulary("sentiment", None, 128)
     unpatched = resformer.unpatch(resformer.build_encoder(3, 16, heads=2, tokenizer=words))
     unpatched.save_pretrained(tmp_path / "plain")
     words.save_pretrained(tmp_path / "plain")
@@ -257,7 +276,7 @@ def test_a_checkpoint_is_patched_with_each_scheme(tmp_path, written):
 
 
 def test_a_checkpoint_with_identity_is_patched_as_the_host_it_is(tmp_path, written):
-    _, words = prepare("sentiment", None, 128)
+    words = vocabulary("sentiment", None, 128)
     text = f'schemes = ["rezero"]\ntasks = ["sentiment"]\nsteps = 2\nmodel = {str(tmp_path)!r}\n'
     words.save_pretrained(tmp_path)
     patched = resformer.build_encoder(3, 16, heads=2, tokenizer=words)

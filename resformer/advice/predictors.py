@@ -14,7 +14,7 @@ from resformer.diagnostics.lines import fit
 from resformer.diagnostics.token_cosine import token_cosine
 from resformer.diagnostics.update_size import update_size
 from resformer.study.plan import Run
-from resformer.study.run import looked_at, prepare, start
+from resformer.study.run import load_once, looked_at, start, vocabulary
 
 EXAMPLES = 16  # of the validation split
 RATE = 1e-6  # so small that the change is in proportion to it in all schemes; at 1e-4 that of post-LN levels off
@@ -56,10 +56,10 @@ def fresh(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Task, Any
     settings, task = run.settings, TASKS[run.condition.task]
     if settings.model is not None or run.encoder is not None:
         raise ValueError(f"{run}: it starts from trained weights; what is measured here is of nets with fresh ones")
-    data, words = prepare(task.name, settings.data, settings.max_length)
+    words = vocabulary(task.name, settings.data, settings.max_length)
     with torch.random.fork_rng(devices=[]):
         model, tokenizer = start(run, None, words)
-    return model, tokenizer, task, data
+    return model, tokenizer, task, load_once(task.name, settings.data)
 
 
 def spread(norms: list[float]) -> float:

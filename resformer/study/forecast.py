@@ -21,7 +21,16 @@ from rich.table import Table
 from resformer.study.plan import Run, Study, arm
 from resformer.study.pretraining import Encoder
 from resformer.study.results import Result, check_output, read_result
-from resformer.study.run import HELD_OUT, at_initialisation, encoder_parts, parts, prepare, prepare_text
+from resformer.study.run import (
+    HELD_OUT,
+    at_initialisation,
+    encoder_parts,
+    encoding,
+    examples,
+    parts,
+    prepare_text,
+    vocabulary,
+)
 from resformer.study.selection import chosen
 from resformer.study.stats import FEWEST, detectable
 from resformer.train.finetune import finetuning
@@ -232,14 +241,16 @@ def _tried(run: Run | Encoder, output: Path) -> _Tried:
         job = pretraining(model, tokenizer, packed, training, held_out=HELD_OUT)
     else:
         settings = run.settings
-        prepare(run.condition.task, settings.data, settings.max_length, tokenized=settings.model is None)
+        examples(run.condition.task, settings.data, settings.train_size, run.tuning)
+        if settings.model is None:
+            vocabulary(run.condition.task, settings.data, settings.max_length)
         started = time.perf_counter()
         model, tokenizer, task, data, training = parts(replace(run, learning_rate=run.learning_rate or 1e-4))
         splits = {name: data[name] for name in task.splits if name in data}
         few = {name: rows.select(range(min(EVALUATED, len(rows)))) for name, rows in splits.items()}
         more = sum(map(len, splits.values())) / sum(map(len, few.values()))
         data = DatasetDict(few, train=data["train"])
-        job = finetuning(model, tokenizer, task, data, training, max_length=settings.max_length)
+        job = finetuning(model, tokenizer, task, data, training, max_length=settings.max_length, encode=encoding(run))
         at_initialisation(model, tokenizer, task, data)
     before = time.perf_counter() - started
     found = rehearse(model, job, output / "runs" / "rehearsal", training)

@@ -78,7 +78,7 @@ def _rows(study: Study, say: Say, problems: Problems) -> dict[str, str]:
             if len(study.learning_rates) > 1:
                 key = "tasks" if settings.train_size is None else "train_size"
                 with _collected(problems, key, getattr(settings, key, task)):
-                    without_slice(shortened(data, settings), TASKS[task])
+                    without_slice(shortened(data, settings.train_size), TASKS[task])
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from resformer.spelling import parse_scheme
 from resformer.study.plan import Condition, Run
 from resformer.study.pretraining import Encoder, Pretraining
 from resformer.study.settings import Settings
+from resformer.train.batches import Encoded, encode
 from resformer.train.finetune import finetune
 from resformer.train.folder import CHECKPOINTS
 from resformer.train.load import load_model
@@ -83,17 +84,16 @@ def run(run: Run | Encoder, directory: Path, micro_batch_size: int | None = None
         progress=False,
         describe=run.config,
         diagnostics=at_initialisation(model, tokenizer, task, data),
+        encode=encoding(run),
     )
 
 
 def parts(run: Run, encoder: Path | None = None, micro_batch_size: int | None = None) -> Parts:
     """What `finetune` takes for a run that starts from the model in `encoder`, or from that of its settings."""
     settings, task = run.settings, TASKS[run.condition.task]
+    data = examples(task.name, settings.data, settings.train_size, run.tuning)
     fresh = settings.model is None and encoder is None
-    data, words = prepare(task.name, settings.data, settings.max_length, tokenized=fresh)
-    data = shortened(data, settings)
-    if run.tuning:
-        data = without_slice(data, task)
+    words = vocabulary(task.name, settings.data, settings.max_length) if fresh else None
     model, tokenizer = start(run, encoder, words)
     assert run.learning_rate is not None
     training = Training(
@@ -214,25 +214,40 @@ def prepare_text(given: Pretraining) -> tuple[PreTrainedTokenizerBase, Packed]:
 
 
 @lru_cache(maxsize=8)
-def prepare(
-    name: str, folder: str | None, max_length: int, *, tokenized: bool = True
-) -> tuple[DatasetDict, PreTrainedTokenizerBase | None]:
-    """The data of a task and a tokenizer of its training texts; kept, since a worker runs many cells of a task."""
-    task = TASKS[name]
-    data = load_task(name, folder)
-    if not tokenized:
-        return data, None
-    texts = [text for column in task.texts for text in data["train"][column][:]]
-    vocabulary = None if task.builtin else VOCABULARY
-    return data, train_tokenizer(texts, vocab_size=vocabulary, max_length=max_length)
+def load_once(name: str, folder: str | None) -> DatasetDict:
+    """The data of a task; kept, since a worker runs many cells of a task."""
+    return load_task(name, folder)
 
 
-def shortened(data: DatasetDict, settings: Settings) -> DatasetDict:
-    """Data with no more training examples than the settings say."""
+@lru_cache(maxsize=8)
+def examples(name: str, folder: str | None, size: int | None, tuning: bool) -> DatasetDict:
+    """Those on which runs of a task train and are evaluated; kept as well."""
+    data = shortened(load_once(name, folder), size)
+    return without_slice(data, TASKS[name]) if tuning else data
+
+
+@lru_cache(maxsize=8)
+def vocabulary(name: str, folder: str | None, max_length: int) -> PreTrainedTokenizerBase:
+    """A tokenizer of all training texts of a task; kept as well."""
+    task, train = TASKS[name], load_once(name, folder)["train"]
+    texts = [text for column in task.texts for text in train[column][:]]
+    return train_tokenizer(texts, vocab_size=None if task.builtin else VOCABULARY, max_length=max_length)
+
+
+encode_once = lru_cache(maxsize=8)(encode)
+
+
+def encoding(run: Run) -> Callable[..., Encoded]:
+    """How a run has its texts in tokens: runs from fresh weights share a tokenizer, so that a worker has them once."""
+    return encode_once if run.settings.model is None and run.encoder is None else encode
+
+
+def shortened(data: DatasetDict, size: int | None) -> DatasetDict:
+    """Data with no more training examples than `size`; None: all."""
     train = data["train"]
-    if settings.train_size is None or settings.train_size >= len(train):
+    if size is None or size >= len(train):
         return data
-    return DatasetDict(data, train=train.select(range(settings.train_size)))
+    return DatasetDict(data, train=train.select(range(size)))
 
 
 def without_slice(data: DatasetDict, task: Task) -> DatasetDict:

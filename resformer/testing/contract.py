@@ -157,7 +157,7 @@ def check_options(name: str) -> None:
 
 def check_parameters(name: str, options: dict[str, Any]) -> None:
     """As many parameters as `extra_parameters` says, none of them a parameter twice; options shown and stored."""
-    model = patch(tiny_host("bert", layers=4), name, init="paper", **options)
+    model = patch(tiny_host("bert", layers=4), name, init="paper", verify=False, **options)
     own = [scheme for residual in residuals(model) for scheme in residual.schemes if scheme.name == name]
     found = sum(p.numel() for scheme in own for p in scheme.parameters())
     said = schemes()[name].extra_parameters([scheme.place for scheme in own], **options)
@@ -187,7 +187,7 @@ def check_update(
 ) -> None:
     """On a host, with trained-like parameters, the reference to 1e-10 in float64."""
     given = batch(padded=True)
-    model = patch(tiny_host(family, layers=5), name, init=init, **options)
+    model = patch(tiny_host(family, layers=5), name, init=init, verify=False, **options)
     randomize(model)
     slots = reference.slots(init, families()[family].kind) if reference.slots else None
     net, x = net_of_host(family, tiny_host(family, layers=5), model, given, slots, reference.inside)
@@ -264,12 +264,12 @@ def check_preserves(family: str, name: str, options: dict[str, Any]) -> None:
     for std in (0.02, 0.2):
         with exact():
             expected = tiny_host(family, std=std)(**given).last_hidden_state
-            found = patch(tiny_host(family, std=std), name, **options)(**given).last_hidden_state
+            found = patch(tiny_host(family, std=std), name, verify=std == 0.2, **options)(**given).last_hidden_state
         error = relative(found, expected)
         assert error <= 1e-10, f"embeddings of std {std}: relative error {error:.1e} in float64"
         host = tiny_host(family, std=std, dtype=torch.float32)(**given).last_hidden_state
-        single = patch(tiny_host(family, std=std, dtype=torch.float32), name, **options)(**given).last_hidden_state
-        error, rounding = relative(single, host), relative(host, expected)
+        single = patch(tiny_host(family, std=std, dtype=torch.float32), name, verify=False, **options)
+        error, rounding = relative(single(**given).last_hidden_state, host), relative(host, expected)
         assert error <= 10 * rounding, f"embeddings of std {std}: {error / rounding:.1f} times the host's own rounding"
 
 
@@ -304,7 +304,7 @@ def check_unpatch(family: str, name: str, options: dict[str, Any], init: str) ->
 
 def check_learns(family: str, name: str, options: dict[str, Any], init: str) -> None:
     """Every parameter of the scheme has a gradient other than zero within three steps from its start, without decay."""
-    model = patch(tiny_host(family, CLASSIFY), name, init=init, **options).train()
+    model = patch(tiny_host(family, CLASSIFY), name, init=init, verify=False, **options).train()
     ours = {path for path, p in model.named_parameters() if ".resformer." in path}
     seen = set()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)

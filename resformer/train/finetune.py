@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -48,6 +49,7 @@ def finetune(
     progress: bool = True,
     describe: dict[str, Any] | None = None,
     diagnostics: dict[str, Any] | None = None,
+    encode: Callable[..., Encoded] = encode,
 ) -> dict[str, Any]:
     """Train `model` on the training split of `data`, evaluate it, write `output/result.json`.
 
@@ -59,6 +61,7 @@ def finetune(
         push_to: a repository of the hub to which the model goes, OWNER/NAME; None: nothing leaves this machine.
         describe: further entries of `result["config"]`, such as the scheme and the depth.
         diagnostics: measured by the caller, kept as `result["diagnostics"]`.
+        encode: makes tokens of a split; a caller with many runs on the same data can keep what it makes.
 
     Runs of different models on the same data with one seed see the same batches in the same order, whatever
     random numbers the models draw, and on any number of processes. A scheme that takes its start from data (admin) is
@@ -76,7 +79,7 @@ def finetune(
     checks.check_hub_name(push_to)
     checks.check_folder(output := Path(output), overwrite=overwrite)
     checks.check_resume(resume, overwrite=overwrite)
-    job = finetuning(model, tokenizer, task, data, settings, max_length=max_length, describe=describe)
+    job = finetuning(model, tokenizer, task, data, settings, max_length=max_length, describe=describe, encode=encode)
     reset_peak_memory(job.accelerator.device)
     outcome = run(model, job, output, settings, resume=resume, overwrite=overwrite, progress=progress)
     result = describe_run(outcome, job, model, settings) | {"diagnostics": diagnostics or {}}
@@ -92,6 +95,7 @@ def finetuning(
     *,
     max_length: int = 128,
     describe: dict[str, Any] | None = None,
+    encode: Callable[..., Encoded] = encode,
 ) -> Job:
     """What `finetune` runs, with all its checks."""
     check_positive(max_length=max_length)
@@ -106,7 +110,7 @@ def finetuning(
     torch.set_float32_matmul_precision(settings.matmul_precision)
     accelerator = make_accelerator(settings.precision)
     names = ("train", *evaluated)
-    inputs = inspect.signature(model.forward).parameters
+    inputs = frozenset(inspect.signature(model.forward).parameters)
     splits = {name: encode(data[name], tokenizer, task, max_length=max_length, inputs=inputs) for name in names}
     checks.check_inputs(splits, model)
     train = splits["train"]
