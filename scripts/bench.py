@@ -13,7 +13,10 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import datasets
@@ -22,7 +25,8 @@ from rich.console import Console
 
 from benchmark import depth, finetune, overhead, peers, pretrain, schemes, startup, study
 from benchmark.record import Record, machine
-from benchmark.suite import Bench, Row, Size, Suite, choose
+from benchmark.steps import PEAK
+from benchmark.suite import Bench, Row, Size, Suite, Values, choose, silent
 from benchmark.table import markdown, terminal
 from resformer.cli.speaking import quiet
 from resformer.files import write_text_atomically
@@ -103,9 +107,26 @@ def measure(
                     continue
                 tell = lambda note, number=number, row=row: update(completed=number, note=f"{row.name}: {note}")
                 bench = Bench(record, device, given.pairs, size, given.model, given.data, given.seeds, tell=tell)
-                record.keep(suite.name, row.name, suite.measure(row, bench), given.pairs)
+                values = suite.measure(row, bench)
+                if PEAK in values:
+                    tell("peak memory")
+                    values[PEAK] = in_fresh_process(suite, row, bench)[PEAK]
+                record.keep(suite.name, row.name, values, given.pairs)
                 write_text_atomically(given.json.with_suffix(".md"), markdown(SUITES, record))
         Console().print(terminal(suite, record))
+
+
+def in_fresh_process(suite: Suite, row: Row, bench: Bench) -> Values:
+    """What needs no pairs, where no other row has left anything in the allocator."""
+    asked = replace(bench, pairs=0, record=Record(), tell=silent)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_without_pairs, suite.name, row.name, asked, torch.get_num_threads()).result()
+
+
+def _without_pairs(suite: str, row: str, bench: Bench, threads: int) -> Values:
+    quiet()
+    torch.set_num_threads(threads)
+    return SUITES[suite].measure(*SUITES[suite].chosen([row]), bench)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from benchmark import depth, finetune, overhead, peers, pretrain, schemes, start
 from benchmark.measuring import interleaved, interval, matrix_rate, products, ratios
 from benchmark.nets import Subject, loss_of_logits
 from benchmark.record import Record
+from benchmark.steps import PEAK
 from benchmark.stock import glue_epoch, mlm_steps
 from benchmark.suite import Bench, Goal, Row, Size, Suite, choose
 from benchmark.table import markdown, marked, shown
@@ -186,6 +187,27 @@ def test_a_second_call_measures_what_is_missing(counted, tmp_path, capsys):
     assert "- a: why a" in text
     assert "python scripts/bench.py --suite one --only 'a' --device cpu --threads 1 --pairs 15" in text
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_peak_memory_is_that_of_a_fresh_process(monkeypatch, tmp_path):
+    suite = Suite("one", "", (PEAK,), (Row("a"), Row("b")), lambda row, given: {PEAK: 9000.0, "saved": 1.0})
+    monkeypatch.setattr(bench, "SUITES", {"one": suite})
+    monkeypatch.setattr(bench, "in_fresh_process", lambda suite, row, given: {PEAK: {"a": 1.0, "b": 2.0}[row.name]})
+    bench.main(["--json", str(tmp_path / "cpu.json")])
+    rows = json.loads((tmp_path / "cpu.json").read_text())["suites"]["one"]
+    assert [rows[name]["values"] for name in "ab"] == [{PEAK: 1.0, "saved": 1.0}, {PEAK: 2.0, "saved": 1.0}]
+
+
+@pytest.mark.slow
+def test_a_fresh_process_measures_what_this_one_does():
+    row, given = overhead.SUITE.rows[1], Bench(Record(), pairs=1, size=TINY)
+    here, there = (
+        overhead.SUITE.measure(row, replace(given, pairs=0)),
+        bench.in_fresh_process(overhead.SUITE, row, given),
+    )
+    assert there.pop(PEAK) > 0
+    del here[PEAK]
+    assert there == here
 
 
 @pytest.mark.parametrize(

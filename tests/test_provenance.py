@@ -13,7 +13,10 @@ import resformer.provenance
 from resformer.provenance import provenance
 
 CODE = Path(resformer.provenance.__file__)
-ASK = "import sys; sys.path[:0] = [{!r}]; from resformer.provenance import provenance; print(provenance()[{!r}])"
+ASK = (
+    "import pathlib, sys; sys.path[:0] = [{!r}]; from resformer.provenance import provenance; "
+    "print(provenance(*map(pathlib.Path, {!r}))[{!r}])"
+)
 
 
 def test_versions_and_time():
@@ -41,8 +44,13 @@ def test_commit_and_changes_are_those_of_the_code(tmp_path):
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    def said(key):
-        command = [sys.executable, "-B", "-c", ASK.format(str(tmp_path), key)]
+    def said(key, *folders):
+        command = [
+            sys.executable,
+            "-B",
+            "-c",
+            ASK.format(str(tmp_path), [str(tmp_path / name) for name in folders], key),
+        ]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     assert said("git") == "None"
@@ -56,5 +64,6 @@ def test_commit_and_changes_are_those_of_the_code(tmp_path):
     assert said("git") == git("rev-parse", "HEAD")
     (tmp_path / "other.txt").write_text("b")
     assert said("dirty") == "False"
+    assert said("dirty", "other.txt") == "True"  # as of another folder whose code takes part
     (package / "new.py").write_text("")
     assert said("dirty") == "True"

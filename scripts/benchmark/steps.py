@@ -16,8 +16,9 @@ from benchmark.suite import Bench, Size, Values
 from resformer.train.cost import peak_memory_mb, reset_peak_memory
 
 Make = Callable[[Bench], Subject]
+PEAK = "peak MiB"
 SHOWN = ("time", "saved", "FLOP", "of rate")
-MORE = ("ms", "GFLOP", "rate GFLOP/s", "saved MiB", "peak MiB", "parameters")
+MORE = ("ms", "GFLOP", "rate GFLOP/s", "saved MiB", PEAK, "parameters")
 
 
 def stock_subject(bench: Bench) -> Subject:
@@ -31,11 +32,12 @@ def compare(make: Make, bases: dict[str, Make], bench: Bench) -> Values:
     saved   ratio of the bytes that autograd keeps from forward to backward, each storage once, without the weights
     FLOP    ratio of the operations of matrix products
     of rate share of the rate at which this machine multiplies the matrices of the stock model, before and after it
-    peak    MiB: of the process in a step while it holds no other model, interpreter and all; on a GPU of its tensors
+    peak    MiB: of the process in a step while it holds no other model, interpreter and all; on a GPU of its tensors.
+            In a process that had other models pieces of them may be among it
     """
     bench.tell("memory")
     one = make(bench)
-    values: Values = {"peak MiB": _peak(one), "parameters": one.plan.parameters, "saved MiB": one.plan.activations_mib}
+    values: Values = {PEAK: _peak(one), "parameters": one.plan.parameters, "saved MiB": one.plan.activations_mib}
     values["GFLOP"] = one.flops / 1e9
     others = {name: base(bench) for name, base in bases.items()}
     for name, other in others.items():
@@ -68,7 +70,7 @@ def _peak(subject: Subject) -> float:
 
 
 def _give_back() -> None:
-    """What glibc's allocator has kept of earlier models: without it their memory would count for the next."""
+    """What glibc's allocator has kept of what is freed: of building, and of earlier models."""
     gc.collect()
     with suppress(OSError, AttributeError):  # another system
         ctypes.CDLL(None).malloc_trim(0)

@@ -71,6 +71,10 @@ class Size:
         return f"{self.depth} x {self.width}, vocabulary {self.vocabulary}, {self.batch} inputs of {self.length} tokens"
 
 
+def silent(text: str) -> None:
+    """Of the progress."""
+
+
 @dataclass
 class Bench:
     """What a measurement is asked for."""
@@ -83,7 +87,7 @@ class Bench:
     data: Path | None = None
     seeds: int = 5
     rows: int | None = None  # of a fine-tuning task, at most
-    tell: Callable[[str], None] = lambda text: None
+    tell: Callable[[str], None] = silent
 
 
 @dataclass(frozen=True, eq=False)
