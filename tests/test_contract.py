@@ -13,6 +13,7 @@ from resformer.testing.mechanics import check_compile
 
 # One of each kind: a scalar of the layer, moved norms, a moved final norm, history, streams, inside, values, block.
 KINDS = {"rezero", "post_ln", "resi_dual", "denseformer", "mhc", "sub_ln", "hybrid_norm", "value_residual", "ode"}
+GRAPHS = {"post_ln", "denseformer", "mhc", "sub_ln", "value_residual"}
 MECHANICS = ("checkpointing-", "copies-", "half_precision-", "hidden_states-", "round_trip")
 
 
@@ -27,10 +28,11 @@ def cases():
         for options in ({}, *VARIANTS.get(name, [])):
             for check in checks(name, reference, **options):
                 # Graphs take a second or two each, and what PyTorch and transformers do with a model depends on the
-                # kind of its scheme, or on its host: of the pairs of the two most are slow tests.
-                graph, family = check.name.startswith(("compile-", "export-")), check.name.rpartition("-")[2]
-                other = family in HOSTS and family != "bert"
-                late = graph and (options or name not in KINDS or (other and name != "mhc"))
+                # kind of its scheme, or on its host: of the pairs of the two most are slow tests, and so is what
+                # options change on the other hosts.
+                graph = check.name.startswith(("compile-", "export-"))
+                other = any(family in check.name.split("-") for family in HOSTS if family != "bert")
+                late = (graph and (options or other or name not in GRAPHS)) or (options and other)
                 late = late or (check.name.startswith(MECHANICS) and (options or other) and name not in KINDS)
                 marks = [pytest.mark.slow] if late else []
                 yield pytest.param(check, id=f"{name}{options or ''}-{check}", marks=marks)

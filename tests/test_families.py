@@ -32,11 +32,9 @@ pytestmark = [  # what PEFT itself does
 
 
 PAIRS = [name for name, family in families().items() if len(family.stacks) > 1]
-GRAPHS = ("llama",)
-
-
 ALWAYS = ("identity-", "sites", "points", "serves-", "head-AutoModelForSequenceClassification")
-OFTEN = ("highway", "hyper_connections")  # of the sample: nothing from layer to layer, and several streams
+HEADS = ("SequenceClassification", "MaskedLM", "CausalLM", "Seq2SeqLM")
+OFTEN = "hyper_connections"  # of the sample: several streams from layer to layer
 
 
 def cases():
@@ -45,11 +43,12 @@ def cases():
     for name, family in families().items():
         build = [replace(stack, layer="", embeddings=(), embed_norm="") for stack in family.stacks]
         for check in family_checks(name):
-            # seconds each, and on three hosts the schemes' contract has them: of most families a slow test
-            late = check.name.startswith(("compile-", "export-")) and name not in GRAPHS
+            # seconds each, and the schemes' contract has them on one host
+            late = check.name.startswith(("compile-", "export-"))
             late = late or (build in seen and not check.name.startswith(ALWAYS))
-            kind, _, scheme = check.name.partition("-")
-            late = late or (kind in AROUND and scheme in SAMPLE and scheme not in OFTEN)
+            kind, _, about = check.name.partition("-")
+            late = late or (kind in AROUND and about in SAMPLE and about != OFTEN)
+            late = late or (kind == "head" and about.removeprefix("AutoModelFor") not in HEADS)
             yield pytest.param(check, id=f"{name}-{check}", marks=[pytest.mark.slow] if late else [])
         seen.append(build)
 

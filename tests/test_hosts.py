@@ -130,9 +130,9 @@ def test_every_site_is_visited_once(family):
 # ------------------------------------------------------------------------------------------------ preservation
 
 
-# One of each kind beside those three: post-LN with other attention, shared layers, norms around the sublayers,
-# sublayers side by side, two stacks.
-BUILDS = {"deberta_v2", "albert", "gemma2", "gpt_neox", "t5"}
+# One of each kind beside those three: post-LN with other attention, norms around the sublayers, two stacks. Shared
+# layers and sublayers side by side have files of their own.
+BUILDS = {"deberta_v2", "gemma2", "t5"}
 
 
 def preserving_cases():
@@ -198,7 +198,7 @@ def test_random_schemes_in_training_leave_out_what_the_paper_says(family, name):
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=CASE_IDS)
 def test_parameters_are_as_many_as_said(name, options):
-    model = resformer.patch(tiny_host("bert", layers=4), name, init="paper", **options)
+    model = resformer.patch(tiny_host("bert", layers=4), name, init="paper", verify=False, **options)
     own = [scheme for layer in model.encoder.layer for scheme in layer.resformer.schemes]
     own = [scheme for scheme in own if scheme.name == name]
     found = sum(p.numel() for scheme in own for p in scheme.parameters())

@@ -6,7 +6,7 @@ from torch import nn
 
 from resformer.schemes import Scheme, base, register
 from resformer.schemes.base import number, scalar
-from resformer.testing import Net, check_scheme, checks
+from resformer.testing import Net, check_scheme, checks, contract
 
 
 class Halfway(Scheme):
@@ -51,8 +51,10 @@ def registered(monkeypatch):
     return add
 
 
-def test_a_sound_scheme_passes(registered):
+def test_a_sound_scheme_passes(registered, monkeypatch):
     registered()
+    for graph in ("check_compile", "check_export"):  # seconds each; the registered ones have them
+        monkeypatch.setattr(contract, graph, lambda *given: None)
     check_scheme("mine", loop, c=2.0)
     names = [str(check) for check in checks("mine", loop)]
     assert len(names) == len(set(names))

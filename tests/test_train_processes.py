@@ -83,7 +83,7 @@ def launch(output, name="train", *, first="", **changes):
     subprocess.run([*command, str(output), json.dumps(changes)], env=os.environ | variables, check=True, timeout=300)
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_give_what_one_gives_and_go_on_from_it(tmp_path, way):
     """The losses at an equal batch, in parts that do not divide evenly; also from a checkpoint of one process."""
     changes = {"dropout": 0.0, "batch_size": 9, "micro_batch_size": 2, "save_every": 10}

@@ -70,8 +70,9 @@ def grouped(model):
     return torch.optim.AdamW(resformer.param_groups(model, 0.01, 0.1, scheme_lr_multiplier=5.0))
 
 
-@pytest.mark.parametrize("scheme", ["highway", "hyper_connections", "post_ln"])
-@pytest.mark.parametrize("with_groups", [False, True])
+@pytest.mark.parametrize(
+    ("scheme", "with_groups"), [("highway", True), ("hyper_connections", False), ("post_ln", True)]
+)
 def test_resume_is_as_if_never_stopped(tmp_path, scheme, with_groups):
     whole = patched(scheme=scheme)
     again = copy.deepcopy(whole)

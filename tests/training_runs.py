@@ -20,7 +20,7 @@ SETTINGS = {"steps": 20, "batch_size": 8, "learning_rate": 3e-3, "save_every": 3
 
 def train(output, *, scheme="rezero", dropout=0.1, resume="auto", overwrite=False, data=None, **changes):
     name, scheme_options = parse_scheme(scheme)
-    model = resformer.patch(tiny_bert(dropout=dropout), name, init="paper", **scheme_options)
+    model = resformer.patch(tiny_bert(dropout=dropout), name, init="paper", verify=False, **scheme_options)
     options = {"progress": False, "resume": resume, "overwrite": overwrite}
     return finetune(
         model, tiny_tokenizer(), TASK, data or tiny_data(), output, Settings(**(SETTINGS | changes)), **options
