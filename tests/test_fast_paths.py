@@ -26,6 +26,8 @@ STACKS = [
     ("mhc", {}),
     ("attn_residual", {}),
     ("attn_residual", {"blocks": 2}),
+    ("rezero", {}),
+    ("layer_scale", {}),
 ]
 IDS = [name + "-".join(map(str, options.values())) for name, options in STACKS]
 
@@ -35,6 +37,8 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 OPERATIONS = {
+    "plus": (sums.plus, lambda *x: x, [(B, T, D), (B, T, D), (1,)]),
+    "plus_by_channel": (sums.plus, lambda *x: x, [(B, T, D), (B, T, D), (D,)]),
     "weighted": (sums.weighted, lambda w, *x: (w, x), [(3,), (B, T, D), (B, T, D), (B, T, D)]),
     "attended": (sums.attended, lambda q, *v: (q, v, 3.0), [(D,), (B, T, D), (B, T, D), (B, T, D)]),
     "blend": (sums.blend, lambda *x: x, [(B, T, D)] * 3),
@@ -286,7 +290,8 @@ def test_a_patched_host_computes_what_the_formulas_give(name, options):
 
     def run() -> list[Tensor]:
         loss = model(**inputs)[0].sin().sum()
-        return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return [loss, *torch.autograd.grad(loss, trained, allow_unused=True)]
 
     found = run()
     with written_out():

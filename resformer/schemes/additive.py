@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resformer.schemes.base import Branch, Norm, Place, Scheme, Stream, flag, number, register, scalar
+from resformer.schemes.sums import plus
 
 
 @register("scaled")
@@ -47,7 +48,8 @@ class Scaled(Scheme):
         self.tau: Any = scalar(self.branch) if learned else self.branch
 
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
-        return norm(self.lam * s + self.tau * y)
+        kept = s if self.shortcut == 1 and not self.learned else self.lam * s
+        return norm(plus(kept, y, self.tau))
 
     def edits(self) -> dict[str, float]:
         if self.init == "paper":
@@ -66,7 +68,7 @@ class ScaledBranch(Scheme):
     a: Any
 
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
-        return norm(s + self.a * y)
+        return norm(plus(s, y, self.a))
 
 
 @register("depth_scaled")
@@ -175,7 +177,7 @@ class ReZero(SharedScalar):
         super().__init__(place, init, 0.0 if init == "paper" else 1.0)
 
     def join(self, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
-        return x + a * y
+        return plus(x, y, a)
 
 
 @register("gpas")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from resformer.schemes.base import Norm, Place, Scheme, count, flag, register, scalar
+from resformer.schemes.sums import plus
 
 
 @register("deepnorm")
@@ -45,7 +46,7 @@ class DeepNorm(Scheme):
         return {"post"}
 
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
-        return norm(self.alpha * s + y)
+        return norm(plus(y, s, self.alpha))
 
     def edits(self) -> dict[str, float]:
         if self.init == "paper":

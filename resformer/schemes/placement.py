@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resformer.schemes.base import Branch, Norm, Place, Scheme, Stream, number, register
+from resformer.schemes.sums import plus
 
 
 @register("identity")
@@ -169,7 +170,7 @@ class Keel(Scheme):
         self.alpha = float(place.sites)
 
     def write(self, s: Tensor, y: Tensor, norm: Norm) -> Tensor:
-        return norm(self.alpha * s + y)
+        return norm(plus(y, s, self.alpha))
 
     def norms(self) -> set[str]:
         return {"pre", "post"}

@@ -1,4 +1,4 @@
-"""Weighted sums of states, with one weight for each, one for each token of each, or a gate between two."""
+"""Sums of states: one with a factor, with one weight for each, one for each token of each, or a gate between two."""
 
 from __future__ import annotations
 
@@ -14,6 +14,38 @@ from resformer.schemes.fast import fast, through, unrounded
 
 EPS = 1e-6  # of RMS
 PIECE = 2**18  # how many entries a library of products may sum in one go: it loses digits, and CUDA's takes no 2³¹
+
+
+def plus(x: Tensor, y: Tensor, a: Tensor | float) -> Any:
+    """x + a ⊙ y, with a number, (1) or (D)"""
+    if not isinstance(a, Tensor):
+        return torch.add(x, y, alpha=a)
+    return _Plus.apply(x, y, a) if fast() else _plus(x, y, a)
+
+
+def _plus(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
+    return x + a * y
+
+
+class _Plus(torch.autograd.Function):
+    """One pass in place of two, and for one factor a product of vectors in place of a tensor of products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(y, a)
+        return torch.addcmul(x, y, a)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        y, a = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return grad.to(ctx.dtype), *through(lambda y, a: a * y, (y, a), grad)
+        to_a = None
+        if ctx.needs_input_grad[2]:
+            to_a = inner(grad, y) if a.numel() == 1 else (grad * y).reshape(-1, len(a)).sum(0)
+            to_a = to_a.to(a.dtype).reshape(a.shape)
+        return grad.to(ctx.dtype), (grad * a).to(y.dtype), to_a
 
 
 def weighted(weights: Tensor | Sequence[float], states: Sequence[Tensor]) -> Any:
@@ -85,25 +117,29 @@ class _Attended(torch.autograd.Function):
         ctx.gain = gain
         dtype = _widest(states)
         wide = torch.promote_types(dtype, torch.float32)
-        scales = torch.stack([torch.linalg.vector_norm(state, dim=-1, dtype=wide) for state in states])
-        scales = torch.rsqrt(scales.square() / len(query) + EPS)
-        scores = torch.stack([torch.linalg.vecdot(state.to(wide), query.to(wide)) for state in states]) * scales
+        found = []
+        for state in states:  # both while it is in the cache
+            length = torch.linalg.vector_norm(state, dim=-1, dtype=wide)
+            found.append((length, torch.linalg.vecdot(state.to(wide), query.to(wide))))
+        lengths, dots = (torch.stack(one) for one in zip(*found, strict=True))
+        scales = torch.rsqrt(lengths.square() / len(query) + EPS)
+        scores = dots * scales
         weights = scores.softmax(0)
         by_state = (gain * weights).to(dtype)[..., None]
         total = by_state[0] * states[0]
         for weight, state in zip(by_state[1:], states[1:], strict=True):
             total.addcmul_(state.to(dtype), weight)
-        ctx.save_for_backward(query, weights, scales, scores, *states)
+        ctx.save_for_backward(query, scales, scores, *states)
         return total, weights
 
     @staticmethod
     def backward(ctx: Any, to_total: Tensor | None, to_weights: Tensor | None) -> Any:
-        query, weights, scales, scores, *states = ctx.saved_tensors
+        query, scales, scores, *states = ctx.saved_tensors
         if torch.is_grad_enabled():
             gain = ctx.gain
             found = through(lambda q, *v: _attended(q, gain, *v), (query, *states), to_total, to_weights)
             return found[0], None, *found[1:]
-        dtype = _widest(states)
+        dtype, weights = _widest(states), scores.softmax(0)
         to_weights = torch.zeros_like(weights) if to_weights is None else to_weights
         if to_total is not None:
             dots = [torch.linalg.vecdot(to_total, state.to(dtype)) for state in states]
