@@ -1,5 +1,6 @@
 """Every test runs offline, on one torch thread, and quietly. Set before anything heavy is imported."""
 
+import gc
 import ipaddress
 import os
 import socket
@@ -17,6 +18,11 @@ os.environ |= {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def pytest_collection_finish():
+    """What the libraries have made by now stays: the collector need not look it through again and again."""
+    gc.freeze()
 
 
 def is_local(family: int, address: object) -> bool:

@@ -341,10 +341,14 @@ def test_fine_tuning_keeps_each_run(tmp_path):
     assert (values["gap"], values["error"], values["verdict"]) == (pytest.approx(0.2), pytest.approx(0.1), "better")
 
 
-def test_start_up_and_study_give_numbers():
+@pytest.mark.slow
+@pytest.mark.parametrize("row", startup.SUITE.rows[:2], ids=lambda row: row.name)
+def test_start_up_gives_numbers(row):
+    assert startup.SUITE.measure(row, Bench(Record(), pairs=1))["ms"]["median"] > 0
+
+
+def test_a_study_gives_numbers():
     given = Bench(Record(), pairs=1)
-    for row in startup.SUITE.rows[:2]:
-        assert startup.SUITE.measure(row, given)["ms"]["median"] > 0
     tiny = {"depths": [1], "width": 8, "seeds": 1, "steps": 2}
     row = study.SUITE.rows[0]
     values = study.SUITE.measure(replace(row, given={**row.given, **tiny}), given)

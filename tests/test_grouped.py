@@ -118,6 +118,7 @@ def test_round_trip(tmp_path, scheme, options, auto):
         assert torch.equal(other(IDS)[0], expected)
 
 
+@pytest.mark.slow  # with other models: test_checkpoint.py
 def test_installed_doors_load_it(tmp_path):
     model = encoder(4, "highway")
     model.save_pretrained(tmp_path / "model")

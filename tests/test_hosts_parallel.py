@@ -517,7 +517,9 @@ def test_mechanics(family, name, check):
     MECHANICS[check](family, name, {})
 
 
-@pytest.mark.parametrize(("family", "name"), [("gpt_neox", "denseformer"), ("phi", "value_residual")])
+@pytest.mark.parametrize(
+    ("family", "name"), [pytest.param("gpt_neox", "denseformer", marks=pytest.mark.slow), ("phi", "value_residual")]
+)
 def test_compiles_and_exports(family, name):
     check_compile(family, name, {})
     check_export(family, name, {})

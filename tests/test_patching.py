@@ -117,7 +117,7 @@ def test_what_is_frozen_while_patched_stays_frozen(family):
 RANDOM = ("drop_path", "dropout_shortcut")
 
 
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", [RANDOM[0], pytest.param(RANDOM[1], marks=pytest.mark.slow)])
 def test_random_schemes_compile(name):
     """Random masks differ between the two ways; in evaluation they are the same function."""
     torch._dynamo.reset()

@@ -24,7 +24,7 @@ from resformer.theory.run import Outcome, run_claim, run_claims
 from resformer.theory.table import number, table
 from resformer.theory.teacher import CHANCE, Classifier, Examples, train
 
-FAST = [name for name, one in claims().items() if one.seconds <= 3]
+FAST = [name for name, one in claims().items() if one.seconds <= 2]
 SLOW = [name for name in claims() if name not in FAST]
 LAWS = [(name, law) for name, one in claims().items() for law in one.laws]
 

@@ -106,7 +106,7 @@ def check_serves(subject: Subject, name: str) -> None:
             check_refused(host, name, init, leads_on=init == "preserve" and not refused["paper"])
             assert_untouched(host, before)
             continue
-        patch(host, name, init=init)
+        patch(host, name, init=init, verify=init == "preserve")
         if init == "preserve":
             error = relative(first(host(**given)), expected)
             assert error <= 1e-10, f"relative error {error:.1e} in float64"
