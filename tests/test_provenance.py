@@ -45,12 +45,8 @@ def test_commit_and_changes_are_those_of_the_code(tmp_path):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def said(key, *folders):
-        command = [
-            sys.executable,
-            "-B",
-            "-c",
-            ASK.format(str(tmp_path), [str(tmp_path / name) for name in folders], key),
-        ]
+        code = ASK.format(str(tmp_path), [str(tmp_path / name) for name in folders], key)
+        command = [sys.executable, "-B", "-c", code]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     assert said("git") == "None"
