@@ -363,7 +363,7 @@ def test_patching_starts_up():
     assert startup.SUITE.measure(replace(row, given=(("-c", code), True)), Bench(Record(), pairs=1))["ms"]["n"] == 1
 
 
-COMMITTED = Path(__file__).parents[1] / "scripts" / "studies" / "benchmark" / "cpu.json"
+RECORDS = Path(__file__).parents[1] / "scripts" / "studies" / "benchmark"
 PEERS = {  # of a scheme, where a package has the like
     "layer_scale": "xt use_layerscale",
     "highway": "xt gate_residual",
@@ -373,26 +373,33 @@ PEERS = {  # of a scheme, where a package has the like
 }
 
 
+def recorded(name):
+    """The values of a committed record, by suite and row."""
+    suites = json.loads((RECORDS / name).read_text())["suites"]
+    return {suite: {row: made["values"] for row, made in rows.items()} for suite, rows in suites.items()}
+
+
 def speed_rows():
     """The rows of the README's tables of speed, from the committed benchmark."""
-    values = {
-        suite: {name: row["values"] for name, row in rows.items()}
-        for suite, rows in json.loads(COMMITTED.read_text())["suites"].items()
-    }
-    rows = []
+    one, two, rows = recorded("cpu.json"), recorded("cpu2.json"), []
     for suite in (overhead.SUITE, schemes.SUITE):
         for row in suite.rows[suite is schemes.SUITE :]:  # the stock model once
-            found = [marked(row, quantity, values[suite.name][row.name]) for quantity in ("time", "saved")]
-            peer = values["peers"].get(PEERS.get(row.name), {})
-            rows.append([row.name, *found, *(shown(peer[name]) if peer else "" for name in ("time", "saved"))])
+            times = [marked(row, "time", values[suite.name][row.name]) for values in (one, two)]
+            peer = one["peers"].get(PEERS.get(row.name), {})
+            beside = [shown(peer[name]) if peer else "" for name in ("time", "saved")]
+            rows.append([row.name, *times, marked(row, "saved", one[suite.name][row.name]), *beside])
+    for row in depth.SUITE.rows:
+        found = one["depth"][row.name]
+        rows.append([row.name, *(marked(row, name, found) if name in found else "" for name in depth.SUITE.shown)])
     for suite in (pretrain.SUITE, finetune.SUITE):
         for row in suite.rows:
-            found = values[suite.name][row.name]
+            found = one[suite.name][row.name]
+            more = marked(row, "speed-up", two[suite.name][row.name]) if row.name in two.get(suite.name, {}) else ""
             gap = f"{found['gap']:+.4f} ± {found['error']:.4f}".replace("-", "−") if "gap" in found else ""
-            rows.append([f"{suite.name} {row.name}", marked(row, "speed-up", found), gap])
+            rows.append([f"{suite.name} {row.name}", marked(row, "speed-up", found), more, gap])
     return [re.sub(" +", " ", f"| {' | '.join(row)} |") for row in rows]
 
 
 def test_the_tables_of_speed_are_the_committed_benchmark():
-    inside = (COMMITTED.parents[3] / "README.md").read_text().partition("<!-- speed -->")[2].partition("<!-- /speed")[0]
+    inside = (RECORDS.parents[2] / "README.md").read_text().partition("<!-- speed -->")[2].partition("<!-- /speed")[0]
     assert re.findall(r"^\| (?!scheme )[a-z].*", inside, re.MULTILINE) == speed_rows()
