@@ -26,8 +26,6 @@ STACKS = [
     ("mhc", {}),
     ("attn_residual", {}),
     ("attn_residual", {"blocks": 2}),
-    ("rezero", {}),
-    ("layer_scale", {}),
 ]
 IDS = [name + "-".join(map(str, options.values())) for name, options in STACKS]
 
@@ -37,8 +35,6 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 OPERATIONS = {
-    "plus": (sums.plus, lambda *x: x, [(B, T, D), (B, T, D), (1,)]),
-    "plus_by_channel": (sums.plus, lambda *x: x, [(B, T, D), (B, T, D), (D,)]),
     "weighted": (sums.weighted, lambda w, *x: (w, x), [(3,), (B, T, D), (B, T, D), (B, T, D)]),
     "attended": (sums.attended, lambda q, *v: (q, v, 3.0), [(D,), (B, T, D), (B, T, D), (B, T, D)]),
     "blend": (sums.blend, lambda *x: x, [(B, T, D)] * 3),
@@ -98,6 +94,31 @@ def test_gradients_can_be_differentiated_again(name):
 
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize(("name", "one"), [(name, i) for name in OPERATIONS for i in range(len(OPERATIONS[name][2]))])
+def test_one_input_alone_that_learns_has_its_gradients(name, one):
+    inputs = [x.detach() for x in inputs_of(name)]
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(outputs(name, [*inputs[:one], x, *inputs[one + 1 :]]))
+
+    x = inputs[one].clone().requires_grad_()
+    assert torch.autograd.gradcheck(function, x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_backward_passes_called_inside_of_autocast_round_nothing(name):
+    inputs = inputs_of(name, torch.float32)
+
+    def run() -> list[Tensor]:
+        found = outputs(name, inputs)
+        return [*found, *torch.autograd.grad(found, inputs, [torch.ones_like(out) for out in found])]
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(run(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -220,6 +241,30 @@ def kept(states: int, name: str, options: dict) -> int:
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         model(x)
     return [tensor.untyped_storage().nbytes() for tensor in found.values()].count(states * B * T * D * 8)
+
+
+def test_weights_that_learn_nothing_keep_no_state():
+    weights, *states = inputs_of("weighted")
+    found = []
+    with saved_tensors_hooks(lambda tensor: found.append(tensor.shape) or tensor, lambda tensor: tensor):
+        sums.weighted(weights.detach(), states)
+    assert found == [weights.shape]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_what_was_changed_between_two_parts_of_a_backward_pass_is_told(dynamic):
+    """The streams that the first part makes again come of what the second part needs."""
+    h, y, w = drawn(B, T, S, D), drawn(B, T, D), drawn(B, T, S) if dynamic else drawn(S)
+    r = drawn(B, T, S, S) if dynamic else drawn(S, S)
+    mix = mixing.mix_by_token if dynamic else mixing.mix
+    between = mix(h, r, w, y)
+    after = r.detach().clone().requires_grad_()
+    loss = mix(between, after, w, y, mixing.again(between)).sum()
+    torch.autograd.grad(loss, after, retain_graph=True)
+    with torch.no_grad():
+        r.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        torch.autograd.grad(loss, h)
 
 
 @pytest.mark.parametrize(

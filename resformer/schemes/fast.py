@@ -63,14 +63,17 @@ def through(formula: Callable[..., Any], inputs: Sequence[Any], *grads: Tensor |
 
 
 def unrounded(function: Any) -> Any:
-    """The same outside of autocast: what is carried keeps the precision that it has, as the sum of a host does."""
+    """The same outside of autocast: what is carried keeps the precision that it has, as the sum of a host does.
+
+    Backward passes with products need it too: some call them inside of autocast.
+    """
 
     @functools.wraps(function)
-    def wrapped(x: Tensor, *args: Any) -> Any:
-        device = x.device.type
+    def wrapped(*args: Any) -> Any:
+        device = next((x.device.type for x in args if isinstance(x, Tensor)), "meta")
         if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):  # no "meta" has it
-            return function(x, *args)
+            return function(*args)
         with torch.autocast(device, enabled=False):
-            return function(x, *args)
+            return function(*args)
 
     return wrapped

@@ -54,8 +54,11 @@ def _keep(ctx: Any, h: Tensor, made: Again | None, *others: Tensor) -> None:
 
 def _kept(ctx: Any, *, more: bool = False) -> tuple[Tensor, ...]:
     """The streams, then the others. They stay unpacked while `more` will be asked: checkpointing unpacks once."""
-    tensors = ctx.saved_tensors if ctx.unpacked is None else ctx.unpacked
-    ctx.unpacked = tensors if more else None
+    tensors, versions = (ctx.saved_tensors, None) if ctx.unpacked is None else ctx.unpacked
+    now = [tensor._version for tensor in tensors]
+    if versions not in (None, now):  # as autograd says when it unpacks
+        raise RuntimeError("a tensor that is needed for a gradient was changed in place since part of it was taken")
+    ctx.unpacked = (tensors, now) if more else None
     if ctx.made:
         return ctx.made(), *tensors
     *others, h = tensors
@@ -116,6 +119,7 @@ class _Read(torch.autograd.Function):
         return h, x
 
     @staticmethod
+    @unrounded
     def backward(ctx: Any, to_h: Tensor | None, to_x: Tensor | None) -> Any:
         if to_x is None:
             return to_h, None, None
@@ -139,6 +143,7 @@ class _Mix(torch.autograd.Function):
         return (_mix if torch.is_grad_enabled() else _mixed)(*_kept(ctx, more=True))
 
     @staticmethod
+    @unrounded
     def backward(ctx: Any, grad: Tensor) -> Any:
         h, r, w, y = _kept(ctx)
         if torch.is_grad_enabled():
@@ -229,6 +234,7 @@ class _Project(torch.autograd.Function):
         return h, z.view(len(weight), *x.shape[:-1]), torch.linalg.vector_norm(x, dim=-1).square_()
 
     @staticmethod
+    @unrounded
     def backward(ctx: Any, to_h: Tensor | None, to_z: Tensor | None, to_square: Tensor | None) -> Any:
         h, weight = _kept_last(ctx)
         if torch.is_grad_enabled():
@@ -261,6 +267,7 @@ class _ReadByToken(torch.autograd.Function):
         return h, x
 
     @staticmethod
+    @unrounded
     def backward(ctx: Any, to_h: Tensor | None, to_x: Tensor | None) -> Any:
         if to_x is None:
             return to_h, None, None
@@ -284,6 +291,7 @@ class _MixByToken(torch.autograd.Function):
         return (_mix_by_token if torch.is_grad_enabled() else _mixed_by_token)(*_kept(ctx, more=True))
 
     @staticmethod
+    @unrounded
     def backward(ctx: Any, grad: Tensor) -> Any:
         h, r, w, y = _kept(ctx)
         if torch.is_grad_enabled():

@@ -17,35 +17,8 @@ PIECE = 2**18  # how many entries a library of products may sum in one go: it lo
 
 
 def plus(x: Tensor, y: Tensor, a: Tensor | float) -> Any:
-    """x + a ⊙ y, with a number, (1) or (D)"""
-    if not isinstance(a, Tensor):
-        return torch.add(x, y, alpha=a)
-    return _Plus.apply(x, y, a) if fast() else _plus(x, y, a)
-
-
-def _plus(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
-    return x + a * y
-
-
-class _Plus(torch.autograd.Function):
-    """One pass in place of two, and for one factor a product of vectors in place of a tensor of products."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
-        ctx.dtype = x.dtype
-        ctx.save_for_backward(y, a)
-        return torch.addcmul(x, y, a)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        y, a = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return grad.to(ctx.dtype), *through(lambda y, a: a * y, (y, a), grad)
-        to_a = None
-        if ctx.needs_input_grad[2]:
-            to_a = inner(grad, y) if a.numel() == 1 else (grad * y).reshape(-1, len(a)).sum(0)
-            to_a = to_a.to(a.dtype).reshape(a.shape)
-        return grad.to(ctx.dtype), (grad * a).to(y.dtype), to_a
+    """x + a ⊙ y, with a of (1) or (D), or a number, which takes one pass."""
+    return x + a * y if isinstance(a, Tensor) else torch.add(x, y, alpha=a)
 
 
 def weighted(weights: Tensor | Sequence[float], states: Sequence[Tensor]) -> Any:
@@ -64,7 +37,8 @@ class _Weighted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *states: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, *states)
+        ctx.dtypes = [state.dtype for state in states]
+        ctx.save_for_backward(weights, *(states if ctx.needs_input_grad[0] else ()))
         total = (weights[0] * states[0]).to(_widest(states))
         for w, state in zip(weights[1:], states[1:], strict=True):
             total.addcmul_(state, w)
@@ -72,16 +46,15 @@ class _Weighted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        weights, *states = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return through(_weighted, ctx.saved_tensors, grad)
-        wanted = ctx.needs_input_grad
+        weights, *states = ctx.saved_tensors  # no states where the weights learn nothing
         dots = None
-        if wanted[0]:
+        if states:
+            if torch.is_grad_enabled():
+                return through(_weighted, ctx.saved_tensors, grad)
             dots = torch.stack([inner(grad, state) for state in states]).to(weights.dtype)
         scaled = (
-            (w * grad).to(state.dtype) if need else None
-            for w, state, need in zip(weights, states, wanted[1:], strict=True)
+            (w * grad).to(dtype) if need else None
+            for w, dtype, need in zip(weights, ctx.dtypes, ctx.needs_input_grad[1:], strict=True)
         )
         return dots, *scaled
 
@@ -133,6 +106,7 @@ class _Attended(torch.autograd.Function):
         return total, weights
 
     @staticmethod
+    @unrounded
     def backward(ctx: Any, to_total: Tensor | None, to_weights: Tensor | None) -> Any:
         query, scales, scores, *states = ctx.saved_tensors
         if torch.is_grad_enabled():
@@ -153,7 +127,7 @@ class _Attended(torch.autograd.Function):
         for i, given in enumerate(states):
             state = given.to(dtype)
             to_query = to_query + (by_query[i][..., None] * state).reshape(-1, len(query)).sum(0)  # in single precision
-            gradient = by_query[i].to(dtype)[..., None] * query.to(dtype)
+            gradient = (by_query[i][..., None] * query.to(by_query.dtype)).to(dtype)
             gradient.addcmul_(state, by_state[i])
             if to_total is not None:
                 gradient.addcmul_(to_total, by_total[i])
@@ -190,5 +164,5 @@ class _Blend(torch.autograd.Function):
         x, y, g = ctx.saved_tensors
         if torch.is_grad_enabled():
             return through(_blend, (x, y, g), grad)
-        to_y = grad * g
-        return (grad - to_y).to(x.dtype), to_y.to(y.dtype), ((y - x) * grad).to(g.dtype)
+        to_x = torch.addcmul(grad, grad, g, value=-1)  # rounded once, also where g is near 1
+        return to_x.to(x.dtype), (grad * g).to(y.dtype), ((y - x) * grad).to(g.dtype)
