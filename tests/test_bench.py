@@ -24,7 +24,7 @@ from resformer.data.tokenizer import train_tokenizer
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import bench
-from benchmark import depth, finetune, overhead, peers, pretrain, schemes, startup, study
+from benchmark import depth, finetune, overhead, peers, pretrain, schemes, startup, steps, study
 from benchmark.measuring import interleaved, interval, matrix_rate, products, ratios
 from benchmark.nets import Subject, loss_of_logits
 from benchmark.record import Record
@@ -210,6 +210,15 @@ def test_a_fresh_process_measures_what_this_one_does():
     assert there == here
 
 
+@pytest.mark.slow
+def test_a_fresh_process_does_not_begin_with_the_peak_of_this_one():
+    row, given = overhead.SUITE.rows[1], Bench(Record(), size=TINY)
+    before = bench.in_fresh_process(overhead.SUITE, row, given)[PEAK]
+    held = bytearray(int(2 * before) * 2**20)
+    held[:: 2**10] = b"x" * (len(held) // 2**10)
+    assert bench.in_fresh_process(overhead.SUITE, row, given)[PEAK] < 1.5 * before
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -311,6 +320,30 @@ def test_what_is_timed_has_all_that_is_shown(suite):
         assert all(goal.quantity in values for goal in row.goals)
 
 
+def test_times_are_over_those_of_what_a_row_is_measured_against(monkeypatch):
+    """Ours takes twice the time of stock, and a layer of a net k times as deep k times that of one less deep."""
+    of = {
+        "one": 2.0,
+        "base": 1.0,
+        "ours": 2.0,
+        "stock": 1.0,
+        **{str(times): float(times) ** 2 for times in depth.TIMES},
+    }
+    for module in (steps, pretrain, depth):
+        fixed = lambda acts, pairs, *others: {name: [of[name]] * pairs for name in acts}
+        monkeypatch.setattr(module, "interleaved", fixed)
+    monkeypatch.setattr(steps, "machine_rate", lambda *given: 1e6)
+    monkeypatch.setattr(pretrain, "machine_rate", lambda *given: 1e6)
+    given = Bench(Record(), pairs=1, size=TINY)
+    step = overhead.SUITE.measure(overhead.SUITE.rows[0], given)
+    assert (step["time"]["median"], step["ms"]) == (2.0, 2000.0)
+    assert step["of rate"] == pytest.approx(step["GFLOP"] * 1e9 / 2.0 / 1e6)
+    trained = pretrain.SUITE.measure(pretrain.SUITE.rows[-1], given)
+    assert trained["speed-up"]["median"] == 0.5
+    layers = depth.SUITE.measure(depth.SUITE.rows[0], given)
+    assert [layers[f"time x{times}"]["median"] for times in depth.TIMES[1:]] == list(depth.TIMES[1:])
+
+
 def test_pre_training_computes_the_masked_tokens_alone():
     values = pretrain.SUITE.measure(pretrain.SUITE.rows[-1], Bench(Record(), pairs=0, size=TINY))
     assert values["FLOP"] < 1
@@ -339,6 +372,13 @@ def test_fine_tuning_keeps_each_run(tmp_path):
     values = finetune.SUITE.measure(row, given)
     assert values["speed-up"]["median"] == 4.0
     assert (values["gap"], values["error"], values["verdict"]) == (pytest.approx(0.2), pytest.approx(0.1), "better")
+    for seed in range(2):  # worse by the same
+        parts[f"mrpc {seed} bf16"]["score"] = 0.4
+    assert marked(row, "gap/error", finetune.SUITE.measure(row, given)).endswith("!")
+    (other := _classifier(tokenizer)).bert.embeddings.word_embeddings.weight.data.mul_(2)
+    other.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"has runs of another encoder .*give another file"):
+        finetune.SUITE.measure(row, given)
 
 
 @pytest.mark.slow

@@ -43,8 +43,8 @@ TIME = tuple(Goal(f"time x{times}", most=1.05, least=0.95) for times in TIMES[1:
 SAVED = tuple(Goal(f"saved x{times}", most=1.01, least=0.99) for times in TIMES[1:])
 SUITE = Suite(
     "depth",
-    "time and saved bytes per layer at 48, 96 and 192 layers over those at 24, of a training step of the encoder "
-    "without a head",
+    "time and saved bytes per layer at 2, 4 and 8 times the depth (from 24 layers 48, 96 and 192) over those at "
+    "it, of a training step of the encoder without a head",
     ("time x2", "time x4", "time x8", "saved x8"),
     (
         *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 import time
@@ -32,18 +33,30 @@ OURS = {  # how `resformer finetune` is asked for speed on a CPU
 }
 SHARED: dict[str, Any] = {"epochs": 1.0, "batch_size": 32, "learning_rate": 5e-5}
 MAX_LENGTH = 128
+SMALL = 1e-9  # for the error of seeds that all differ by the same
 
 
 def measure(row: Row, bench: Bench) -> Values:
-    """Each seed trains stock and ours one after the other, from the same head, and each such run is kept by itself."""
+    """Each seed trains stock and ours one after the other, from the same head, and each such run is kept by itself.
+
+    Raises `ValueError` if the record's runs are of another encoder.
+    """
     task, side = row.given
+    assert bench.model is not None
+    encoder = _weights(bench.model)
     runs: dict[str, list[dict[str, float]]] = {"stock": [], **{name: [] for name in OURS}}
     for seed in range(bench.seeds):
         for name in list(runs)[:: -1 if seed % 2 else 1]:
             bench.tell(f"{task}, seed {seed}, {name}")
             found = bench.record.part(
-                "finetune", f"{task} {seed} {name}", lambda n=name, s=seed: _run(task, n, s, bench)
+                "finetune",
+                f"{task} {seed} {name}",
+                lambda n=name, s=seed: _run(task, n, s, bench) | {"encoder": encoder},
             )
+            if found["encoder"] != encoder:
+                raise ValueError(
+                    f"{bench.record.path} has runs of another encoder than {bench.model}; give another file"
+                )
             runs[name].append(found)
     stock, ours = runs["stock"], runs[side]
     gaps = [a["score"] - b["score"] for a, b in zip(ours, stock, strict=True)]
@@ -57,10 +70,18 @@ def measure(row: Row, bench: Bench) -> Values:
         "stock score": fmean(one["score"] for one in stock),
         "gap": gap,
         "error": error,
-        "gap/error": gap / error if error else math.copysign(math.inf, gap) if gap else 0.0,
+        "gap/error": gap / max(error, SMALL),
         "least busy": min(one["busy"] for one in (*stock, *ours)),
         "verdict": _verdict(gap, error),
     }
+
+
+def _weights(folder: Path) -> str:
+    """What tells one encoder from another: the first digits of the sum of its files of weights."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _cpu(runs: list[dict[str, float]]) -> list[float]:
@@ -74,7 +95,6 @@ def _verdict(gap: float, error: float) -> str:
 
 
 def _run(name: str, side: str, seed: int, bench: Bench) -> dict[str, float]:
-    assert bench.model is not None
     task, data = TASKS[name], _data(name, bench)
     settings = Settings(**SHARED, seed=seed, **OURS.get(side, {}))
     model, tokenizer = start_model(
