@@ -91,7 +91,7 @@ def _cpu(runs: list[dict[str, float]]) -> list[float]:
 def _verdict(gap: float, error: float) -> str:
     if math.isnan(error):
         return "one seed"
-    return "as good" if abs(gap) <= error else "better" if gap > 0 else "worse"
+    return "within the error" if abs(gap) <= error else "better" if gap > 0 else "worse"
 
 
 def _run(name: str, side: str, seed: int, bench: Bench) -> dict[str, float]:
