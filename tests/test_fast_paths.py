@@ -221,6 +221,16 @@ def test_streams_made_again_under_checkpointing(name, options, reentrant):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "options"), STACKS, ids=IDS)
+def test_checkpointing_unpacks_once_when_gradients_are_differentiated_again(name, options):
+    model, x = stack(name, options), drawn(B, T, D)
+    found = []
+    for run in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        (first,) = torch.autograd.grad(run(x).sin().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), x)[0])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.parametrize(("name", "options"), STREAMS, ids=IDS[: len(STREAMS)])
 def test_a_graph_kept_gives_the_same_gradients_again(name, options):
     model, x = stack(name, options), drawn(B, T, D)
@@ -267,6 +277,24 @@ def test_what_was_changed_between_two_parts_of_a_backward_pass_is_told(dynamic):
         r.mul_(2)
     with pytest.raises(RuntimeError, match="changed in place"):
         torch.autograd.grad(loss, h)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_loss_of_lower_layers_may_come_first_and_free_them(dynamic):
+    h, y, w = drawn(B, T, S, D), drawn(B, T, D), drawn(B, T, S) if dynamic else drawn(S)
+    r, m = drawn(B, T, S, S) if dynamic else drawn(S, S), w.detach().clone().requires_grad_()
+    mix, read = (mixing.mix_by_token, mixing.read_by_token) if dynamic else (mixing.mix, mixing.read)
+
+    def run() -> list[Tensor]:
+        between = mix(h, r, w, y)
+        lower, made = between.sin().sum(), mixing.again(between)
+        between, x = read(between, m, made)
+        upper = mix(between, r.detach(), w.detach(), x.sin(), made).sum()
+        return [*torch.autograd.grad(lower, [h, r]), *torch.autograd.grad(upper, [m])]
+
+    found = run()
+    with written_out():
+        torch.testing.assert_close(found, run(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

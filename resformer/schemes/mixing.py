@@ -10,6 +10,7 @@ What a mixture made need not be kept for the backward pass: `again(h)` says how 
 from __future__ import annotations
 
 from typing import Any
+from weakref import ref
 
 import torch
 from einops import einsum
@@ -21,12 +22,15 @@ from resformer.schemes.fast import fast, through, unrounded
 class Again:
     """Streams that are not kept for the backward pass, but made again from what the mixture before them keeps.
 
-    They are held from the first who asks to the last: other streams, made from them, and both ends of a site.
+    They are held from the first who asks to the last: other streams, made from them, and both ends of a site. Where the
+    mixture has its turn before that, as when a loss of lower layers alone comes first, they are made while it can.
     """
 
     def __init__(self, mixture: Any):
         self.mixture = mixture  # the node of the graph that made them
         self.found: Tensor | None = None
+        self.over = False  # whether nobody asks any more
+        mixture.asked.append(ref(self))  # weak: those who ask hold this, and this holds the mixture
 
     def __call__(self) -> Tensor:
         if torch.is_grad_enabled():  # to differentiate twice, the way there belongs to the graph
@@ -34,6 +38,13 @@ class Again:
         if self.found is None:
             self.found = self.mixture.make(self.mixture)
         return self.found
+
+
+def _last_chance(ctx: Any) -> None:
+    """Before the backward pass of a mixture, after which its tensors may be gone."""
+    for asked in ctx.asked:
+        if (made := asked()) and not made.over and not torch.is_grad_enabled():
+            made()
 
 
 def again(h: Tensor) -> Again | None:
@@ -48,7 +59,7 @@ def _alike(h: Tensor, y: Tensor, made: Again | None) -> tuple[Tensor, Tensor, Ag
 
 
 def _keep(ctx: Any, h: Tensor, made: Again | None, *others: Tensor) -> None:
-    ctx.made, ctx.unpacked = made, None
+    ctx.made, ctx.unpacked, ctx.asked = made, None, []
     ctx.save_for_backward(*others, *(() if made else (h,)))
 
 
@@ -68,9 +79,13 @@ def _kept(ctx: Any, *, more: bool = False) -> tuple[Tensor, ...]:
 def _kept_last(ctx: Any) -> tuple[Tensor, ...]:
     """`_kept` of what a site does first, and its backward pass last: the streams need no longer be held."""
     found = _kept(ctx)
-    if ctx.made:
-        ctx.made.found = None
+    _over(ctx)
     return found
+
+
+def _over(ctx: Any) -> None:
+    if ctx.made:
+        ctx.made.found, ctx.made.over = None, True
 
 
 # ------------------------------------------------------------------------------------- one mixture for all tokens
@@ -122,6 +137,7 @@ class _Read(torch.autograd.Function):
     @unrounded
     def backward(ctx: Any, to_h: Tensor | None, to_x: Tensor | None) -> Any:
         if to_x is None:
+            _over(ctx)
             return to_h, None, None
         h, m = _kept_last(ctx)
         if torch.is_grad_enabled():
@@ -145,6 +161,7 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     @unrounded
     def backward(ctx: Any, grad: Tensor) -> Any:
+        _last_chance(ctx)
         h, r, w, y = _kept(ctx)
         if torch.is_grad_enabled():
             return *through(_mix, (h, r, w, y), grad), None
@@ -293,6 +310,7 @@ class _MixByToken(torch.autograd.Function):
     @staticmethod
     @unrounded
     def backward(ctx: Any, grad: Tensor) -> Any:
+        _last_chance(ctx)
         h, r, w, y = _kept(ctx)
         if torch.is_grad_enabled():
             return *through(_mix_by_token, (h, r, w, y), grad), None

@@ -50,7 +50,7 @@ class _Weighted(torch.autograd.Function):
         dots = None
         if states:
             if torch.is_grad_enabled():
-                return through(_weighted, ctx.saved_tensors, grad)
+                return through(_weighted, (weights, *states), grad)
             dots = torch.stack([inner(grad, state) for state in states]).to(weights.dtype)
         scaled = (
             (w * grad).to(dtype) if need else None
