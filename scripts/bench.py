@@ -57,20 +57,22 @@ def main(arguments: list[str] | None = None) -> None:
         run(given)
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        goes_on = "the same command goes on" + ", without --again" * given.again
+        print(f"\nstopped; {given.json} has what was measured, and {goes_on}", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def run(given: argparse.Namespace) -> None:
     if given.pairs < 0 or (given.pairs and given.pairs % 2 == 0):
         raise ValueError(f"pairs is {given.pairs}; it must be odd, so that one is in the middle, or 0")
-    if given.threads < 1 or given.seeds < 1:
-        raise ValueError(f"threads is {given.threads} and seeds {given.seeds}; both must be at least 1")
-    if given.depth < 1 or given.batch < 1 or given.width < 64 or given.width % 64:
-        raise ValueError(
-            f"depth is {given.depth}, batch {given.batch} and width {given.width}; depth and batch must be at least 1, "
-            "width a multiple of 64"
-        )
+    for name in ("threads", "seeds", "depth", "batch"):
+        if (value := getattr(given, name)) < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if given.width < 64 or given.width % 64:
+        raise ValueError(f"width is {given.width}; it must be a multiple of 64")
     if given.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', and torch finds none; leave it out")
+        raise ValueError(f"device is 'cuda', and torch {torch.__version__} finds none; leave it out")
     lacking = {name: lack for name, suite in SUITES.items() if (lack := suite.lacks(given))}
     if given.suite is None:
         for name, lack in lacking.items():
@@ -79,9 +81,16 @@ def run(given: argparse.Namespace) -> None:
     for suite in plan:
         if suite.name in lacking:
             raise ValueError(f"suite {suite.name!r} cannot be measured: {lacking[suite.name]}")
-    for folder in filter(None, (given.model, given.data)):
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder; give one that is there")
+    for name in ("model", "data"):
+        if (folder := getattr(given, name)) is not None and not folder.is_dir():
+            raise ValueError(f"{name} is {folder}, which is no folder; give one that is there")
+    beside = given.json.with_suffix(".md")
+    if given.json.suffix != ".json":
+        raise ValueError(
+            f"json is {given.json}; its name must end in .json, since the tables are beside it in {beside}"
+        )
+    if not given.json.exists() and beside.exists():
+        raise ValueError(f"the tables of {given.json} would replace {beside}; move that, or give another name")
     if given.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # where there is a GPU as well
     size = Size(depth=given.depth, width=given.width, batch=given.batch)
@@ -90,6 +99,10 @@ def run(given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     record = Record(given.json, machine(device) | {"encoder": str(size)}, _command(given))
+    try:
+        record.write()
+    except OSError as error:
+        raise ValueError(f"{given.json} cannot be written ({error}); give another place") from None
     with cores(given.threads if given.device == "cpu" else None):
         measure(plan, record, device, size, given)
 
@@ -100,10 +113,10 @@ def measure(
     """What the record does not hold yet, row by row, and each suite's table."""
     for suite, rows in plan.items():
         with progress_bar(len(rows), shown=True, what=suite.name) as update:
-            for row in rows if given.again else ():
+            for row in rows if given.again and suite.piecemeal else ():
                 record.forget(suite.name, row.name)
             for number, row in enumerate(rows):
-                if record.has(suite.name, row.name, given.pairs) and not suite.piecemeal:
+                if record.has(suite.name, row.name, given.pairs) and not (given.again or suite.piecemeal):
                     continue
                 tell = lambda note, number=number, row=row: update(completed=number, note=f"{row.name}: {note}")
                 bench = Bench(record, device, given.pairs, size, given.model, given.data, given.seeds, tell=tell)
@@ -111,7 +124,7 @@ def measure(
                 if PEAK in values:
                     tell("peak memory")
                     values[PEAK] = in_fresh_process(suite, row, bench)[PEAK]
-                record.keep(suite.name, row.name, values, given.pairs)
+                record.keep(suite.name, row.name, values, given.pairs, of_parts=suite.piecemeal)
                 write_text_atomically(given.json.with_suffix(".md"), markdown(SUITES, record))
         Console().print(terminal(suite, record))
 

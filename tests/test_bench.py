@@ -141,13 +141,15 @@ def test_a_record_goes_on_and_merges(tmp_path):
     assert not merged.has("schemes", "mhc", 15)  # it had no pairs
     assert merged.part("finetune", "mrpc 0 stock", lambda: {"seconds": 3})["seconds"] == 1
     merged.made["python"] = "4"
-    merged.keep("overhead", "rezero", {"time": 3.0}, 15)  # the same: made as it was
+    merged.keep("overhead", "rezero", {"time": 3.0}, 15, of_parts=True)  # the same: made as it was
     assert merged.row("overhead", "rezero")["made"]["python"] != "4"
+    merged.keep("overhead", "rezero", {"time": 3.0}, 15)
+    assert merged.row("overhead", "rezero")["made"]["python"] == "4"
     merged.keep("schemes", "mhc", {"time": 2.0}, 15)
     assert merged.has("schemes", "mhc", 15)
     merged.forget("finetune", "mrpc bf16")
     assert merged.part("finetune", "mrpc 0 stock", lambda: {"seconds": 3})["seconds"] == 3
-    with pytest.raises(ValueError, match=r"was measured on .*'threads': 1.*give another file"):
+    with pytest.raises(ValueError, match=r"was measured with threads 1 \(here 2\).*give another file"):
         Record(path, {"threads": 2})
 
 
@@ -226,9 +228,9 @@ def test_a_fresh_process_does_not_begin_with_the_peak_of_this_one():
         (["--suite", "two", "--only", "a"], "unknown row 'a' of the chosen suites"),
         (["--suite", "far"], "suite 'far' cannot be measured: it needs no_such_package"),
         (["--pairs", "4"], "pairs is 4; it must be odd"),
-        (["--threads", "0"], "both must be at least 1"),
-        (["--width", "100"], "width a multiple of 64"),
-        (["--model", "nowhere"], "nowhere is no folder"),
+        (["--threads", "0"], "threads is 0; it must be at least 1"),
+        (["--width", "100"], "width is 100; it must be a multiple of 64"),
+        (["--model", "nowhere"], "model is nowhere, which is no folder"),
     ],
 )
 def test_wrong_names_are_told_before_work(counted, arguments, said, capsys):
@@ -236,6 +238,46 @@ def test_wrong_names_are_told_before_work(counted, arguments, said, capsys):
         bench.main(["--suite", "one", *arguments] if "--suite" not in arguments else arguments)
     assert said in capsys.readouterr().err
     assert counted == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("cpu", None, "its name must end in .json"),
+        ("cpu.md", None, "its name must end in .json"),
+        ("notes.json", None, "would replace"),
+        ("other.json", "[1, 2]", "other.json is no record of this benchmark"),
+        ("other.json", "{}", "other.json is no record of this benchmark"),
+        ("other.json", '{"machine": ', "other.json is no record of this benchmark"),
+        ("folder.json", None, "folder.json is no record of this benchmark"),
+        ("notes.md/cpu.json", None, "cannot be written"),
+    ],
+)
+def test_files_of_others_stay_as_they_are(counted, name, text, said, tmp_path, capsys):
+    (tmp_path / "notes.md").write_text("precious")
+    (tmp_path / "folder.json").mkdir()
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit):
+        bench.main(["--suite", "one", "--json", str(tmp_path / name)])
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert counted == []
+    assert (tmp_path / "notes.md").read_text() == "precious"
+    assert text is None or (tmp_path / name).read_text() == text
+
+
+def test_a_stop_loses_nothing_that_was_measured(counted, monkeypatch, tmp_path, capsys):
+    file = ["--suite", "one", "--json", str(tmp_path / "cpu.json")]
+    bench.main(file)
+    monkeypatch.setattr(bench, "SUITES", {"one": replace(bench.SUITES["one"], measure=_stop)})
+    with pytest.raises(SystemExit, match="130"):
+        bench.main([*file, "--again"])
+    assert "the same command goes on, without --again" in capsys.readouterr().err
+    assert set(json.loads((tmp_path / "cpu.json").read_text())["suites"]["one"]) == {"a", "b"}
+
+
+def _stop(row, given):
+    raise KeyboardInterrupt
 
 
 def test_rows_for_large_machines_are_measured_by_name():
@@ -377,8 +419,13 @@ def test_fine_tuning_keeps_each_run(tmp_path):
     assert marked(row, "gap/error", finetune.SUITE.measure(row, given)).endswith("!")
     (other := _classifier(tokenizer)).bert.embeddings.word_embeddings.weight.data.mul_(2)
     other.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"has runs of another encoder .*give another file"):
+    with pytest.raises(ValueError, match="has runs of another encoder than given; give another file"):
         finetune.SUITE.measure(row, given)
+    _classifier(tokenizer).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="has runs of another data than given"):
+        finetune.SUITE.measure(row, replace(given, rows=4))
+    record.keep("finetune", row.name, values, 15)
+    assert finetune.SUITE.measure(row, replace(given, seeds=1))["speed-up"]["n"] == 2
 
 
 @pytest.mark.slow
@@ -423,7 +470,7 @@ def speed_rows():
     """The rows of the README's tables of speed, from the committed benchmark."""
     one, two, rows = recorded("cpu.json"), recorded("cpu2.json"), []
     for suite in (overhead.SUITE, schemes.SUITE):
-        for row in suite.rows[suite is schemes.SUITE :]:  # the stock model once
+        for row in suite.rows:
             times = [marked(row, "time", values[suite.name][row.name]) for values in (one, two)]
             peer = one["peers"].get(PEERS.get(row.name), {})
             beside = [shown(peer[name]) if peer else "" for name in ("time", "saved")]

@@ -39,24 +39,24 @@ SMALL = 1e-9  # for the error of seeds that all differ by the same
 def measure(row: Row, bench: Bench) -> Values:
     """Each seed trains stock and ours one after the other, from the same head, and each such run is kept by itself.
 
-    Raises `ValueError` if the record's runs are of another encoder.
+    A row of more seeds stays one. Raises `ValueError` if the record's runs are of another encoder, or other data.
     """
     task, side = row.given
-    assert bench.model is not None
-    encoder = _weights(bench.model)
+    before = bench.record.row("finetune", row.name)
+    seeds = max(bench.seeds, before["values"]["speed-up"]["n"] if before else 0)
+    given = {"encoder": _weights(bench.model), "data": _examples(_data(task, bench))}
     runs: dict[str, list[dict[str, float]]] = {"stock": [], **{name: [] for name in OURS}}
-    for seed in range(bench.seeds):
+    for seed in range(seeds):
         for name in list(runs)[:: -1 if seed % 2 else 1]:
             bench.tell(f"{task}, seed {seed}, {name}")
             found = bench.record.part(
                 "finetune",
                 f"{task} {seed} {name}",
-                lambda n=name, s=seed: _run(task, n, s, bench) | {"encoder": encoder},
+                lambda n=name, s=seed: _run(task, n, s, bench) | given,
             )
-            if found["encoder"] != encoder:
-                raise ValueError(
-                    f"{bench.record.path} has runs of another encoder than {bench.model}; give another file"
-                )
+            for what, value in given.items():
+                if found[what] != value:
+                    raise ValueError(f"{bench.record.path} has runs of another {what} than given; give another file")
             runs[name].append(found)
     stock, ours = runs["stock"], runs[side]
     gaps = [a["score"] - b["score"] for a, b in zip(ours, stock, strict=True)]
@@ -76,12 +76,18 @@ def measure(row: Row, bench: Bench) -> Values:
     }
 
 
-def _weights(folder: Path) -> str:
+def _weights(folder: Path | None) -> str:
     """What tells one encoder from another: the first digits of the sum of its files of weights."""
+    assert folder is not None
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _examples(data: DatasetDict) -> str:
+    """What tells data from other data."""
+    return hashlib.sha256(repr({name: split.to_dict() for name, split in data.items()}).encode()).hexdigest()[:12]
 
 
 def _cpu(runs: list[dict[str, float]]) -> list[float]:

@@ -29,7 +29,7 @@ class Record:
         machine: on which all of it is measured.
         command: that is being run, as a reader would type it.
 
-    Raises `ValueError` if the file is of another machine: its ratios are not those of this one.
+    Raises `ValueError` if the file is something else, or of another machine: its ratios are not those of this one.
     """
 
     def __init__(self, path: Path | None = None, machine: dict[str, Any] | None = None, command: str = "") -> None:
@@ -37,9 +37,16 @@ class Record:
         self.made = provenance(CODE) | {"command": command} | _peers()  # now: what is edited later does not run
         self.content: dict[str, Any] = {"machine": machine or {}, "suites": {}, "parts": {}}
         if path is not None and path.exists():
-            self.content = json.loads(path.read_text())
-            if (there := self.content["machine"]) != self.content["machine"] | (machine or {}):
-                raise ValueError(f"{path} was measured on {there}, and this is {machine}; give another file")
+            self.content = _read(path)
+            there = self.content["machine"]
+            if other := [
+                f"{key} {there.get(key)} (here {value})"
+                for key, value in (machine or {}).items()
+                if there.get(key) != value
+            ]:
+                raise ValueError(
+                    f"{path} was measured with {', '.join(other)}; measure with the same, or give another file"
+                )
 
     def row(self, suite: str, row: str) -> dict[str, Any] | None:
         """Its values and how they were made; None if it was not measured."""
@@ -50,11 +57,12 @@ class Record:
         found = self.row(suite, row)
         return found is not None and found["made"]["pairs"] >= pairs
 
-    def keep(self, suite: str, row: str, values: dict[str, Any], pairs: int) -> None:
+    def keep(self, suite: str, row: str, values: dict[str, Any], pairs: int, *, of_parts: bool = False) -> None:
+        """A row as made now; one of kept parts that give what they gave before stays as made then."""
         made = self.made | {"pairs": pairs, "finished": provenance()["finished"]}
         rows, values = self.content["suites"].setdefault(suite, {}), finite(values)
         there = rows.get(row)
-        if there is None or (there["values"], there["made"]["pairs"]) != (values, pairs):  # else of parts kept before
+        if there is None or not of_parts or there["values"] != values:
             rows[row] = {"values": values, "made": made}
         self.write()
 
@@ -67,16 +75,25 @@ class Record:
         return parts[name]
 
     def forget(self, suite: str, row: str) -> None:
-        """A row with the parts whose names begin with the first word of its name."""
-        self.content["suites"].get(suite, {}).pop(row, None)
-        parts = self.content["parts"].get(suite, {})
-        for name in [name for name in parts if name.split()[0] == row.split()[0]]:
-            del parts[name]
+        """The parts whose names begin with the first word of a row's, and the rows that are made of them."""
+        for kept in (self.content["suites"].get(suite, {}), self.content["parts"].get(suite, {})):
+            for name in [name for name in kept if name.split()[0] == row.split()[0]]:
+                del kept[name]
 
     def write(self) -> None:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomically(self.path, finite(self.content))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if {"machine", "suites", "parts"} <= content.keys():
+            return content
+    except (ValueError, OSError, AttributeError):
+        pass
+    raise ValueError(f"{path} is no record of this benchmark; give another file, or move it away")
 
 
 def _peers() -> dict[str, str]:

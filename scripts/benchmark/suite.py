@@ -14,6 +14,7 @@ import torch
 from benchmark.record import Record
 from resformer.errors import unknown
 
+SURE = 0.9  # that an interval covers what it is of; five values do
 Value = float | str | dict[str, float]  # a number, a word, or a median with its interval
 Values = dict[str, Value]
 
@@ -30,8 +31,10 @@ class Goal:
     def mark(self, value: Value) -> str:
         """! if the whole interval misses it, ? if the median does or the interval goes beyond `top`; else nothing.
 
-        At the two decimals that the table shows.
+        At the two decimals that the table shows. ? also where there are too few values for an interval.
         """
+        if isinstance(value, dict) and value["coverage"] < SURE:
+            return "?"
         given = [value[name] for name in ("low", "median", "high")] if isinstance(value, dict) else [value] * 3
         low, middle, high = (round(float(one), 2) for one in given)  # type: ignore[arg-type]
         most, least = (math.inf if self.most is None else self.most), (-math.inf if self.least is None else self.least)
