@@ -26,10 +26,9 @@ def peak_memory_mb(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    with suppress(
-        OSError, StopIteration
-    ):  # not Linux. The usage below begins with the peak of who started this process
+    with suppress(OSError, StopIteration):  # not Linux
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
+    # On Linux it would begin with the peak of who started this process.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

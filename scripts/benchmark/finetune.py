@@ -55,7 +55,7 @@ def measure(row: Row, bench: Bench) -> Values:
                 lambda n=name, s=seed: _run(task, n, s, bench) | given,
             )
             for what, value in given.items():
-                if found[what] != value:
+                if found.get(what) != value:
                     raise ValueError(f"{bench.record.path} has runs of another {what} than given; give another file")
             runs[name].append(found)
     stock, ours = runs["stock"], runs[side]
