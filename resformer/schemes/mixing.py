@@ -42,8 +42,10 @@ class Again:
 
 def _last_chance(ctx: Any) -> None:
     """Before the backward pass of a mixture, after which its tensors may be gone."""
+    if torch.is_grad_enabled():  # then what is asked for belongs to the graph, which stays
+        return
     for asked in ctx.asked:
-        if (made := asked()) and not made.over and not torch.is_grad_enabled():
+        if (made := asked()) and not made.over:
             made()
 
 
